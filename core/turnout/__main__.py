@@ -1,0 +1,5 @@
+"""`python -m turnout`."""
+
+from .cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""What a request used and what it cost, each attempt by itself, in integers."""

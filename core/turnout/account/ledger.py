@@ -1,0 +1,281 @@
+"""The ledger: one row per attempt, appended to `<state_dir>/ledger/YYYY-MM-DD.jsonl` (UTC day of the request).
+
+It promises that a row once written stays, that a row is a whole line, and that a full disk loses nothing until 16 MiB
+wait in memory; then it drops, counts and keeps saying so. A crash of the machine loses at most the last second: rows
+are synced once a second. A request that never reached a provider has no row: nobody bills it.
+
+Two failures shape the writing. A write can be short (the disk fills up in mid-line): the rest of the line stays at the
+head of the buffer and is written first when there is room again. A process can die there: who opens the file next finds
+no line end and writes one, so that a torn line costs itself and not the row after it.
+"""
+
+import functools
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from ..exchange import Attempt
+
+MOST_WAITING_BYTES = 16 * 1024 * 1024
+RETRY_NS = 1_000_000_000  # after a failure, and between two syncs
+OPEN_DAYS = 2  # a request that began before midnight ends after it
+
+
+class Ended(Protocol):
+    """What the ledger needs of a request that is over: telemetry's record has it. Times in monotonic nanoseconds."""
+
+    id: str
+    wall_ns: int
+    started_ns: int
+    ended_ns: int
+    route: str
+    key: str
+    tenant: str
+    session: str
+    stream: bool
+    fault: str
+    attempts: list[Attempt]
+
+
+class Row(msgspec.Struct, kw_only=True, gc=False):
+    """One attempt. Money in whole nano-dollars, times in ms, tokens in OpenAI's sense (cached are in prompt)."""
+
+    ts: str  # when the request came in, RFC 3339 UTC
+    request_id: str
+    attempt: int  # 1 = the first
+    cause: str  # first | fallback | retry
+    route: str = ""
+    key: str = ""
+    tenant: str = ""
+    session: str = ""
+    provider: str = ""
+    account: str = ""
+    model: str = ""
+    stream: bool = False
+    status: int = 0  # the provider's; 0: it gave none
+    reason: str = ""  # empty: it served
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    cache_write_tokens: int = 0
+    reasoning_tokens: int = 0
+    estimated: bool = False  # counted by us, the provider gave no number
+    cost_nanos: int = 0
+    priced: bool = True  # false: no price is known, cost_nanos is not the cost
+    started_ms: float = 0.0  # after `ts`
+    took_ms: float = 0.0
+    ttft_ms: float | None = None  # from the attempt's start
+    served: bool = False  # this attempt's answer is what the client got
+
+
+def served(ended: Ended) -> int:
+    """Index of the attempt whose answer the client got, -1 if it got none (or only the beginning of one).
+
+    A provider's refusal that is handed on word for word is an answer too.
+    """
+    last = len(ended.attempts) - 1
+    if ended.fault == "refused":
+        return last
+    if ended.fault and ended.fault != "client_gone":
+        return -1
+    while last >= 0 and ended.attempts[last].reason:
+        last -= 1
+    return last
+
+
+@functools.lru_cache(maxsize=64)
+def _second(unix_s: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(unix_s))
+
+
+def rows_of(ended: Ended) -> list[Row]:
+    """The rows of a request, in the order of its attempts. About 2 us each."""
+    if not ended.attempts:
+        return []
+    seconds, rest = divmod(ended.wall_ns, 1_000_000_000)
+    ts = f"{_second(seconds)}.{rest // 1_000_000:03d}Z"
+    winner = served(ended)
+    out: list[Row] = []
+    for i, a in enumerate(ended.attempts):
+        row = Row(
+            ts=ts,
+            request_id=ended.id,
+            attempt=i + 1,
+            cause=a.cause,
+            route=ended.route,
+            key=ended.key,
+            tenant=ended.tenant,
+            session=ended.session,
+            provider=a.provider,
+            account=a.account,
+            model=a.model,
+            stream=ended.stream,
+            status=a.status,
+            reason=a.reason,
+            cost_nanos=a.cost_nanos,
+            priced=a.priced,
+            started_ms=round((a.started_ns - ended.started_ns) / 1e6, 3),
+            took_ms=round(((a.ended_ns or ended.ended_ns) - a.started_ns) / 1e6, 3),
+            ttft_ms=round((a.first_content_ns - a.started_ns) / 1e6, 3) if a.first_content_ns else None,
+            served=i == winner,
+        )
+        if a.usage is not None:
+            u = a.usage
+            row.prompt_tokens, row.completion_tokens, row.cached_tokens = u.prompt, u.completion, u.cached
+            row.cache_write_tokens, row.reasoning_tokens, row.estimated = u.cache_write, u.reasoning, u.estimated
+        out.append(row)
+    return out
+
+
+class _Day:
+    """One day's file: what waits for it, and its descriptor once it is open."""
+
+    __slots__ = ("dirty", "fd", "waiting")
+
+    def __init__(self) -> None:
+        self.fd = -1
+        self.waiting = bytearray()
+        self.dirty = False  # written since the last sync
+
+
+class Ledger:
+    """Appends rows; the one writer of its files.
+
+    `error` is empty or says why the last write failed (an `OSError`'s text); it is empty again once a write went
+    through. `lost` counts rows that were dropped. Neither is ever raised: the caller looks.
+    """
+
+    name = "ledger"
+
+    def __init__(self, state_dir: str | os.PathLike[str], most_bytes: int = MOST_WAITING_BYTES) -> None:
+        self.folder = Path(state_dir) / "ledger"
+        self.error = ""
+        self.lost = 0
+        self._most = most_bytes
+        self._encode = msgspec.json.Encoder().encode
+        self._days: dict[str, _Day] = {}
+        self._bytes = 0
+        self._retry_ns = 0
+        self._sync_ns = 0
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes in memory that no file has yet."""
+        return self._bytes
+
+    def add(self, ended: Ended) -> None:
+        """Take the rows of one request; they are written with the next `flush`."""
+        for row in rows_of(ended):
+            piece = self._encode(row) + b"\n"
+            if self._bytes + len(piece) > self._most:
+                self.lost += 1
+                continue
+            day = self._days.get(row.ts[:10])
+            if day is None:
+                day = self._days[row.ts[:10]] = _Day()
+            day.waiting += piece
+            self._bytes += len(piece)
+
+    def flush(self, now_ns: int) -> None:
+        """Write what waits, one write per day's file; sync once a second. After a failure it tries once a second."""
+        if self._bytes and (not self.error or now_ns >= self._retry_ns):
+            self._write_all(now_ns)
+        if now_ns - self._sync_ns >= RETRY_NS:
+            self._sync_ns = now_ns
+            self._sync()
+
+    def close(self) -> None:
+        """A last try, sync, and close. What no file took by then is lost and counted."""
+        if self._bytes:
+            self._write_all(0)
+        self._sync()
+        self.lost += sum(day.waiting.count(b"\n") for day in self._days.values())
+        for day in self._days.values():
+            if day.fd >= 0:
+                os.close(day.fd)
+        self._days.clear()
+        self._bytes = 0
+
+    def _write_all(self, now_ns: int) -> None:
+        error = ""
+        for name, day in self._days.items():
+            if not day.waiting:
+                continue
+            try:
+                self._write(name, day)
+            except OSError as e:
+                error = e.strerror or type(e).__name__
+                self._retry_ns = now_ns + RETRY_NS
+        self.error = error
+
+    def _write(self, name: str, day: _Day) -> None:
+        """Raises `OSError`; what was written until then is off the buffer."""
+        if day.fd < 0:
+            day.fd = self._open(name)
+        while day.waiting:
+            done = os.write(day.fd, day.waiting)
+            day.dirty = True
+            del day.waiting[:done]
+            self._bytes -= done
+
+    def _open(self, name: str) -> int:
+        self.folder.mkdir(mode=0o750, parents=True, exist_ok=True)
+        path = self.folder / f"{name}.jsonl"
+        fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        try:
+            size = os.fstat(fd).st_size
+            if size and os.pread(fd, 1, size - 1) != b"\n":
+                os.write(fd, b"\n")  # a torn line of a process that died; see above
+        except OSError:
+            os.close(fd)
+            raise
+        return fd
+
+    def _sync(self) -> None:
+        """Once a second: to the disk, and away from files that are over or that somebody deleted under us."""
+        failed = False
+        for name in sorted(self._days):
+            day = self._days[name]
+            if day.fd < 0:
+                continue
+            try:
+                if day.dirty:
+                    os.fdatasync(day.fd)
+                    day.dirty = False
+                gone = os.fstat(day.fd).st_nlink == 0
+            except OSError as e:
+                self.error = e.strerror or type(e).__name__
+                failed = True
+                continue
+            if gone:
+                os.close(day.fd)
+                day.fd = -1
+        if not failed and not self._bytes:
+            self.error = ""
+        for name in sorted(self._days)[:-OPEN_DAYS]:
+            day = self._days[name]
+            if not day.waiting:
+                if day.fd >= 0:
+                    os.close(day.fd)
+                del self._days[name]
+
+
+_decode = msgspec.json.Decoder(Row).decode
+
+
+def rows(state_dir: str | os.PathLike[str]) -> Iterator[Row]:
+    """Every row of every day, oldest day first, in the order of writing. A torn line is skipped.
+
+    Reads line by line; safe while a recorder writes.
+    """
+    for path in sorted((Path(state_dir) / "ledger").glob("*.jsonl")):
+        with path.open("rb") as file:
+            for piece in file:
+                try:
+                    yield _decode(piece)
+                except msgspec.DecodeError:
+                    continue

@@ -1,0 +1,1 @@
+"""The front door: who is asking, and may they."""

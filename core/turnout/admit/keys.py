@@ -1,0 +1,50 @@
+"""Keys: hashed when the config is loaded, found by their digest, compared in constant time."""
+
+import hashlib
+import hmac
+from collections.abc import Iterable
+
+from ..errors import Fault
+from ..exchange import Principal
+from .spec import KeySpec
+
+MOST_KEY_BYTES = 4096
+
+
+class Keyring:
+    """The keys of one config.
+
+    The look-up is by the SHA-256 of what was presented: its time says nothing about the keys, because nobody can steer
+    a digest. The whole digest is then compared in constant time. The key itself is kept nowhere.
+    """
+
+    def __init__(self, keys: Iterable[KeySpec], open_door: bool = False) -> None:
+        self._by_digest: dict[bytes, tuple[bytes, Principal]] = {}
+        for spec in keys:
+            digest = hashlib.sha256(spec.key.reveal().encode()).digest()
+            tenant = f"team:{spec.team}" if spec.team else f"key:{spec.name}"
+            self._by_digest[digest] = digest, Principal(
+                spec.name, tenant, digest.hex()[:6], spec.team, tuple(spec.tags), tuple(spec.models), spec.direct
+            )
+        # `--dev` without keys, on loopback only: everyone is the developer.
+        self._anyone = Principal("dev", "key:dev", "000000", direct=True) if open_door and not self._by_digest else None
+
+    def admit(self, presented: bytes | None) -> Principal:
+        """Who this is. Raises Fault no_key or bad_key, with the same words for unknown, malformed and revoked keys."""
+        if self._anyone is not None:
+            return self._anyone
+        if not presented:
+            raise Fault("no_key", "you did not provide an API key: send it as 'Authorization: Bearer <key>'")
+        digest = hashlib.sha256(presented[:MOST_KEY_BYTES]).digest()
+        found = self._by_digest.get(digest)
+        if found is None or not hmac.compare_digest(found[0], digest) or len(presented) > MOST_KEY_BYTES:
+            raise Fault("bad_key", "incorrect API key provided")
+        return found[1]
+
+
+def presented_key(authorization: bytes | None, other: bytes | None) -> bytes | None:
+    """The key in `Authorization: Bearer` or, without that header, in `x-api-key` / `api-key`."""
+    if authorization is not None:
+        scheme, _, key = authorization.partition(b" ")
+        return key.strip() if scheme.lower() == b"bearer" else b""
+    return other

@@ -1,0 +1,280 @@
+"""The composition root: Config -> rooms -> Flow. The one place that constructs things.
+
+`turnout.app:app` is a plain ASGI 3 application for any server; it reads the file that TURNOUT_CONFIG names when its
+lifespan starts. `turnout serve` builds `App` itself, with the config the supervisor has checked.
+"""
+
+import asyncio
+import os
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+import msgspec
+
+from . import __version__
+from .admit.keys import Keyring
+from .catalog import Catalog
+from .clock import SystemClock
+from .config.model import Config
+from .exchange import Exchange, Receive, Route, Send, Target
+from .flow import PLAIN_MS, REASONING_PLAIN_MS, REASONING_TTFT_MS, TTFT_MS, Flow
+from .ingress.caller import Callers
+from .ingress.endpoints import Endpoints
+from .route.health import Breaker
+from .route.retry import RetryBudget
+from .route.spec import Match, RouteSpec, TargetSpec
+from .route.stage import Routes
+from .telemetry import record
+from .telemetry.metrics import Metrics, Snapshot
+from .telemetry.ring import Ring
+from .upstream.attempt import OpenAIPort
+from .upstream.client import TICK_S, Client
+from .upstream.connect import Origin
+from .upstream.providers.openai import AccountSpec, OpenAISpec
+from .upstream.providers.simulated import SimulatedSpec
+from .wire.headers import header_value
+from .wire.request import RequestReader
+
+USER_AGENT = f"turnout/{__version__}"
+
+
+class App:
+    """One worker's application. Needs a running event loop to be made."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        version: int = 1,
+        dev: bool = False,
+        worker: int = 0,
+        ring: Ring | None = None,
+        simulators: dict[str, str] | None = None,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._clock = SystemClock()
+        self._rng = Random()
+        self._worker = worker
+        self._ring = ring
+        self._dev = dev
+        self.metrics = Metrics()
+        self.client = Client(self._loop, self._clock.now_ns)
+        self.callers = Callers(config.listen.body_timeout_ms)
+        # Breakers and budgets outlive a config: a reload does not forget which target is down.
+        self._breakers: dict[tuple[str, str, str], Breaker] = {}
+        self._budgets: dict[tuple[str, float], RetryBudget] = {}
+        flow = self._build(config, version, simulators or {})
+        sample = self._sample(config)
+        self.endpoints = Endpoints(flow, self._clock, self.callers, self._rng, sample)
+        self._timer: asyncio.TimerHandle | None = None
+        self._tick()
+
+    # ---- ASGI
+
+    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        kind = scope["type"]
+        if kind == "http":
+            await self.endpoints.http(scope, receive, send)
+        elif kind == "lifespan":
+            await lifespan(receive, send, None, self.close)
+        else:
+            raise ValueError(f"{kind} connections are not served")
+
+    # ---- life
+
+    def apply(self, config: Config, version: int, simulators: dict[str, str]) -> None:
+        """Swap the config: new requests get the new flow, those under way keep the one they began with."""
+        old = self.client.origins
+        flow = self._build(config, version, simulators)
+        self.endpoints.flow = flow
+        self.endpoints.sample = self._sample(config)
+        self.callers.body_ns = config.listen.body_timeout_ms * 1_000_000
+        for origin in old:
+            for conn in origin.idle:
+                conn.transport.close()
+            origin.idle.clear()
+            origin.max_idle = 0  # what still runs on it closes when it is done
+
+    def drain(self) -> None:
+        """Not ready any more; connections close after their next answer. Live requests go on."""
+        self.endpoints.ready = False
+        self.callers.draining = True
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self.client.close()
+
+    def snapshot(self) -> Snapshot:
+        """This worker's metrics now."""
+        out = self.metrics.snapshot()
+        now = self._clock.now_ns()
+        out["turnout_in_flight"] = {(): self.callers.live}
+        out["turnout_upstream_connections"] = {(): self.client.connections}
+        out["turnout_workers"] = {(): 1}
+        if self._ring is not None:
+            out["turnout_records_dropped_total"] = {(): self._ring.dropped}
+        for key, breaker in self._breakers.items():
+            out.setdefault("turnout_breaker_open", {})[key] = float(breaker.state(now) == "open")
+            if breaker.opens:
+                out.setdefault("turnout_breaker_opens_total", {})[key] = breaker.opens
+        return out
+
+    def _tick(self) -> None:
+        now = self._clock.now_ns()
+        self._timer = self._loop.call_later(TICK_S, self._tick)
+        self.client.tick(now)
+        self.callers.tick(now)
+
+    def _settled(self, x: Exchange) -> None:
+        self.metrics.observe(x)
+        if self._ring is not None:
+            self._ring.put_nowait(record.encode(record.of(x, self._worker)))
+
+    # ---- building
+
+    @staticmethod
+    def _sample(config: Config) -> float:
+        traces = config.telemetry.traces
+        return traces.sample if traces.endpoint else 0.0
+
+    def _build(self, config: Config, version: int, simulators: dict[str, str]) -> Flow:
+        self.client.origins = []
+        catalog = Catalog.builtin().with_overrides(config.models) if config.models else Catalog.builtin()
+        accounts = {name: self._accounts(name, spec, simulators) for name, spec in config.providers.items()}
+        body_limit = max([config.listen.max_body_bytes, *(r.max_body_bytes or 0 for r in config.routes)])
+
+        def targets(spec: TargetSpec, route: RouteSpec | None) -> tuple[Target, ...]:
+            return tuple(self._target(spec, route, account, catalog) for account in accounts[spec.provider])
+
+        routes = [self._route(spec, config, tuple(targets(t, spec) for t in spec.targets)) for spec in config.routes]
+        direct = {}
+        for name in config.providers:
+            spec = RouteSpec(name=name, match=Match(model=f"{name}/*"), targets=[TargetSpec(provider=name)])
+            direct[name] = self._route(spec, config, (targets(spec.targets[0], spec),), strip_prefix=True)
+        return Flow(
+            version=version,
+            keyring=Keyring(config.auth.keys, open_door=self._dev),
+            routes=Routes(routes, direct, self._rng),
+            reader=RequestReader(tuple({name for spec in config.routes for name in spec.set})),
+            catalog=catalog,
+            clock=self._clock,
+            rng=self._rng,
+            settled=self._settled,
+            body_limit=body_limit,
+        )
+
+    def _accounts(self, name: str, spec: OpenAISpec | SimulatedSpec, simulators: dict[str, str]) -> list[tuple[AccountSpec | None, OpenAIPort]]:
+        """A port per account of one provider."""
+        if isinstance(spec, SimulatedSpec):
+            url = simulators.get(name, "http://127.0.0.1:9/v1")
+            spec = OpenAISpec(base_url=url, headers={"authorization": "Bearer simulated"})
+        origin = Origin(spec.base_url, ca_bundle=spec.ca_bundle, proxy=spec.proxy, max_idle=spec.max_idle_connections)
+        self.client.origins.append(origin)
+        ports: list[tuple[AccountSpec | None, OpenAIPort]] = []
+        for account in spec.accounts or [None]:
+            key = account.api_key if account is not None else spec.api_key
+            lines = dict(spec.headers)
+            if key is not None:
+                lines["authorization"] = f"Bearer {key.reveal()}"
+            if account is not None and account.organization:
+                lines["openai-organization"] = account.organization
+            if account is not None and account.project:
+                lines["openai-project"] = account.project
+            port = OpenAIPort(self.client, origin, lines, include_usage=spec.include_usage, user_agent=USER_AGENT)
+            ports.append((account, port))
+        return ports
+
+    def _target(self, spec: TargetSpec, route: RouteSpec | None, account: tuple[AccountSpec | None, OpenAIPort], catalog: Catalog) -> Target:
+        who, port = account
+        model = catalog.find(spec.model, spec.provider) if spec.model else None
+        slow = model is not None and model.reasoning
+        limits = route.timeouts if route is not None else None
+        key = (spec.provider, who.name if who else "", spec.model or "")
+        head = [(b"x-turnout-provider", header_value(spec.provider))]
+        if spec.model:
+            head.append((b"x-turnout-model", header_value(spec.model)))
+        by_model = not spec.model
+        return Target(
+            provider=spec.provider,
+            account=who.name if who else "",
+            model=spec.model,
+            weight=spec.weight,
+            account_weight=who.weight if who else 1.0,
+            ttft_ms=(limits and limits.ttft_ms) or (0 if by_model else REASONING_TTFT_MS if slow else TTFT_MS),
+            plain_ms=(limits and limits.plain_ms) or (0 if by_model else REASONING_PLAIN_MS if slow else PLAIN_MS),
+            health=self._breakers.setdefault(key, Breaker(self._rng)),
+            port=port,
+            price=model.price if model is not None else None,
+            model_json=msgspec.json.encode(spec.model) if spec.model else None,
+            head=tuple(head),
+        )
+
+    def _route(self, spec: RouteSpec, config: Config, groups: tuple[tuple[Target, ...], ...], strip_prefix: bool = False) -> Route:
+        key = (spec.name, spec.retries.budget)
+        return Route(
+            name=spec.name,
+            match=spec.match.model,
+            groups=groups,
+            policy=spec.routing_policy,
+            retries_max=spec.retries.max,
+            budget=self._budgets.setdefault(key, RetryBudget(spec.retries.budget)),
+            connect_ms=spec.timeouts.connect_ms,
+            idle_ms=spec.timeouts.idle_ms,
+            total_ms=spec.timeouts.total_ms,
+            max_body_bytes=spec.max_body_bytes or config.listen.max_body_bytes,
+            sets=tuple((name.encode(), msgspec.json.encode(value)) for name, value in spec.set.items()),
+            header=(b"x-turnout-route", header_value(spec.name)),
+            strip_prefix=strip_prefix,
+        )
+
+
+async def lifespan(receive: Receive, send: Send, start: Callable[[], None] | None, stop: Callable[[], None]) -> None:
+    """The ASGI lifespan protocol: `start` before the first request, `stop` after the last."""
+    while True:
+        event = await receive()
+        if event["type"] == "lifespan.startup":
+            try:
+                if start is not None:
+                    start()
+            except Exception as exc:
+                await send({"type": "lifespan.startup.failed", "message": str(exc)})
+                return
+            await send({"type": "lifespan.startup.complete"})
+        elif event["type"] == "lifespan.shutdown":
+            stop()
+            await send({"type": "lifespan.shutdown.complete"})
+            return
+
+
+class _FromFile:
+    """The application of the file that TURNOUT_CONFIG names, made when a server starts it."""
+
+    def __init__(self) -> None:
+        self._app: App | None = None
+
+    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await lifespan(receive, send, self._start, self._stop)
+            return
+        if self._app is None:
+            self._start()
+        assert self._app is not None
+        await self._app(scope, receive, send)
+
+    def _start(self) -> None:
+        from .config.load import load_file
+
+        path = os.environ.get("TURNOUT_CONFIG")
+        if not path:
+            raise RuntimeError("set TURNOUT_CONFIG to a config file, or start with `turnout serve`")
+        self._app = App(load_file(path).config)
+
+    def _stop(self) -> None:
+        if self._app is not None:
+            self._app.close()
+
+
+app = _FromFile()

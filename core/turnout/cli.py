@@ -1,0 +1,227 @@
+"""The `turnout` command."""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from . import __version__, native
+from .config.live import Watch
+from .config.load import ConfigError, Loaded, dev_config, load_data, load_file
+from .config.problem import Problem
+
+ENGINES = ("granian",)
+EXIT_USAGE = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    try:
+        return args.run(args)  # type: ignore[no-any-return]
+    except ConfigError as wrong:
+        print(wrong, file=sys.stderr)
+        return EXIT_USAGE
+    except BrokenPipeError:
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="turnout", description="One OpenAI-compatible endpoint in front of many model providers."
+    )
+    parser.add_argument("--version", action="version", version=f"turnout {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    serve = commands.add_parser("serve", help="run the gateway")
+    serve.add_argument("--config", metavar="FILE", help="YAML, TOML or JSON, by its ending")
+    serve.add_argument("--engine", choices=ENGINES, default=ENGINES[0], help="the HTTP server (default: %(default)s)")
+    serve.add_argument("--workers", type=int, metavar="N", help="worker processes (default: listen.workers of the config, 1)")
+    serve.add_argument("--host", metavar="H", help="over listen.host of the config")
+    serve.add_argument("--port", type=int, metavar="P", help="over listen.port of the config; 0 lets the system pick one")
+    serve.add_argument(
+        "--dev",
+        action="store_true",
+        help="serve without keys, on a loopback address only; without --config: in front of the providers whose keys are set",
+    )
+    serve.set_defaults(run=_serve)
+
+    demo = commands.add_parser("demo", help="the whole thing with simulated providers: no keys, no network")
+    demo.add_argument("--once", action="store_true", help="end after the tour; the exit code says whether all went well")
+    demo.add_argument("--engine", choices=ENGINES, default=ENGINES[0])
+    demo.set_defaults(run=_demo)
+
+    check = commands.add_parser("check", help="check a config file without serving it")
+    check.add_argument("file", metavar="FILE")
+    check.add_argument("--dev", action="store_true", help="as `serve --dev` would take it")
+    check.set_defaults(run=_check)
+
+    init = commands.add_parser("init", help="write a commented config to begin with")
+    init.add_argument("file", metavar="FILE", nargs="?", default="turnout.yaml")
+    init.set_defaults(run=_init)
+
+    schema = commands.add_parser("schema", help="print the JSON Schema of the config, for editors")
+    schema.set_defaults(run=_schema)
+    return parser
+
+
+def say(line: str) -> None:
+    """One line for a person, on stderr: stdout belongs to the request log."""
+    print(line, file=sys.stderr, flush=True)
+
+
+# ---- serve
+
+
+def _serve(args: argparse.Namespace) -> int:
+    listen = {name: value for name in ("host", "port", "workers") if (value := getattr(args, name)) is not None}
+    load: Callable[[], Loaded]
+    if args.config:
+        load = lambda: load_file(args.config, dev=args.dev, listen=listen)  # noqa: E731
+    elif args.dev:
+        load = lambda: load_data(dev_config(os.environ), dev=True, listen=listen, name="--dev")  # noqa: E731
+    else:
+        say("turnout serve needs --config FILE (make one with `turnout init`), or --dev to try it without")
+        return EXIT_USAGE
+    first = load()
+    for problem in first.warnings:
+        say(f"warning: {problem.show(first.name)}")
+    watch = Watch.over(args.config, first) if args.config else None
+    return asyncio.run(_run(load, args.engine, args.dev, watch.has_changed if watch else lambda: False))
+
+
+async def _run(load: Callable[[], Loaded], engine: str, dev: bool, changed: Callable[[], bool]) -> int:
+    from .ingress.supervisor import Supervisor, install_signals
+
+    supervisor = Supervisor(load, engine=engine, dev=dev, say=say, changed=changed)
+    install_signals(supervisor)
+    try:
+        await supervisor.start()
+    except (OSError, RuntimeError) as wrong:
+        say(f"cannot start: {wrong}")
+        supervisor.stop()
+        await supervisor.run()
+        return 1
+    _greet(supervisor, engine, dev)
+    await supervisor.run()
+    return 0
+
+
+def _greet(supervisor: Any, engine: str, dev: bool) -> None:
+    """What is running and where; never a secret."""
+    config = supervisor.loaded.config
+    kernels = f"twins: {native.missing}" if native.missing else "native kernels"
+    host = f"[{config.listen.host}]" if ":" in config.listen.host else config.listen.host
+    workers = len(supervisor.slots)
+    say(f"turnout {__version__}, engine {engine}, {kernels}, {workers} worker{'s' if workers > 1 else ''}")
+    say(f"listening on http://{host}:{supervisor.port}, admin on http://{config.admin.host}:{supervisor.admin.port}")
+    for route in config.routes:
+        targets = ", ".join(f"{t.provider}/{t.model}" if t.model else t.provider for t in route.targets)
+        kind = type(route.routing_policy).__struct_config__.tag
+        say(f"  route {route.name}: {route.match.model} -> {kind}: {targets}")
+    if dev and not config.auth.keys:
+        say("  no keys: everyone who reaches this address may use it (--dev)")
+    say(f"config {supervisor.loaded.name} version {supervisor.version} ({supervisor.loaded.digest}), state in {config.state.dir}")
+
+
+# ---- demo
+
+
+class RunningGateway:
+    """A gateway in a thread of this process, for the demo's tour."""
+
+    def __init__(self, base_url: str, admin_url: str, simulators: Mapping[str, str]) -> None:
+        self.base_url = base_url
+        self.admin_url = admin_url
+        self.simulators = simulators
+
+
+@contextlib.contextmanager
+def start_gateway(data: dict[str, Any], engine: str) -> Iterator[RunningGateway]:
+    """Run a config until the context ends. Raises RuntimeError if it does not come up, ConfigError if it is bad."""
+    from .ingress.supervisor import Supervisor
+
+    supervisor = Supervisor(lambda: load_data(data), engine=engine, dev=False, say=say, changed=lambda: False)
+    up = threading.Event()
+    failed: list[BaseException] = []
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    async def run() -> None:
+        loops.append(asyncio.get_running_loop())
+        try:
+            await supervisor.start()
+        except BaseException as wrong:
+            failed.append(wrong)
+            supervisor.stop()
+        up.set()
+        await supervisor.run()
+
+    thread = threading.Thread(target=lambda: asyncio.run(run()), name="supervisor")
+    thread.start()
+    up.wait()
+    try:
+        if failed:
+            raise RuntimeError(f"the gateway did not start: {failed[0]}")
+        config = supervisor.loaded.config
+        assert supervisor.admin is not None
+        yield RunningGateway(
+            f"http://{config.listen.host}:{supervisor.port}",
+            f"http://{config.admin.host}:{supervisor.admin.port}",
+            supervisor.simulators,
+        )
+    finally:
+        with contextlib.suppress(RuntimeError):
+            loops[0].call_soon_threadsafe(supervisor.stop)
+        thread.join()
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from .demo import demo
+
+    if native.missing:
+        say(f"native kernels: not used ({native.missing}); running on the Python twins")
+    return demo(args.once, args.engine, start_gateway)
+
+
+# ---- small commands
+
+
+def _check(args: argparse.Namespace) -> int:
+    loaded = load_file(args.file, dev=args.dev)
+    _warn(loaded.warnings, loaded.name)
+    routes, providers = len(loaded.config.routes), len(loaded.config.providers)
+    print(f"{args.file}: good ({routes} routes, {providers} providers, digest {loaded.digest})")
+    return 0
+
+
+def _warn(problems: Sequence[Problem], name: str) -> None:
+    for problem in problems:
+        say(f"warning: {problem.show(name)}")
+
+
+def _init(args: argparse.Namespace) -> int:
+    from .config.template import TEMPLATE
+
+    try:
+        with Path(args.file).open("x", encoding="utf-8") as file:
+            file.write(TEMPLATE)
+    except FileExistsError:
+        say(f"{args.file} exists already and is left as it is")
+        return 1
+    except OSError as wrong:
+        say(f"{args.file} cannot be written: {wrong.strerror}")
+        return 1
+    print(f"wrote {args.file}; check it with `turnout check {args.file}`, run it with `turnout serve --config {args.file}`")
+    return 0
+
+
+def _schema(args: argparse.Namespace) -> int:
+    from .config.schema import json_schema
+
+    print(json.dumps(json_schema(), indent=2))
+    return 0

@@ -1,0 +1,54 @@
+"""The root of the config: only puts the rooms' own specs together."""
+
+from typing import Annotated, Any, Union
+
+import msgspec
+from msgspec import Meta
+
+from ..admit.spec import AuthSpec
+from ..catalog import Override
+from ..route.spec import RouteSpec
+from ..secret import Secret
+from ..telemetry.spec import LogSpec, TelemetrySpec
+from ..upstream.providers import PROVIDERS
+
+Provider: Any = Union[tuple(PROVIDERS)]  # noqa: UP007  (a union of a list that grows by one line per provider)
+Port = Annotated[int, Meta(ge=0, le=65535)]
+Millis = Annotated[int, Meta(ge=1, le=86_400_000)]
+
+
+class Listen(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    host: str = "127.0.0.1"
+    port: Port = 8080  # 0: the system picks one; it is printed at start
+    workers: Annotated[int, Meta(ge=1, le=256)] = 1
+    backlog: Annotated[int, Meta(ge=16, le=65535)] = 4096
+    max_connections: Annotated[int, Meta(ge=16)] = 20_000  # per worker, idle ones counted
+    header_timeout_ms: Millis = 5_000
+    body_timeout_ms: Millis = 30_000
+    max_body_bytes: Annotated[int, Meta(ge=1024)] = 32 * 1024 * 1024
+    drain_s: Annotated[float, Meta(ge=0)] = 60.0  # how long SIGTERM waits for live requests
+
+
+class Admin(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    host: str = "127.0.0.1"
+    port: Port = 8081
+    key: Secret | None = None  # needed unless the host is loopback
+
+
+class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    dir: str = "./turnout-state"
+    redis: None = None
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One whole configuration. It is checked as a whole and swapped as a whole."""
+
+    providers: dict[str, Provider]
+    routes: list[RouteSpec]
+    listen: Listen = Listen()
+    auth: AuthSpec = AuthSpec()
+    admin: Admin = Admin()
+    log: LogSpec = LogSpec()
+    telemetry: TelemetrySpec = TelemetrySpec()
+    state: State = State()
+    models: dict[str, Override] = {}  # prices and sizes over the built-in catalog's

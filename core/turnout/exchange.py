@@ -1,0 +1,193 @@
+"""What travels with a request: the one record that every room reads and leaves its marks on.
+
+Rooms on one level do not know each other. What two of them share is a field here, or a Protocol written by the room that needs it.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+
+from .catalog import Price
+from .errors import Fault
+
+Headers = list[tuple[bytes, bytes]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+
+
+class Principal(msgspec.Struct, frozen=True):
+    """Who is asking: one key of the config, without the key."""
+
+    name: str
+    tenant: str  # the team where the key has one, else the key itself: what caches and limits are parted by
+    fingerprint: str  # six hex digits of the key's digest, safe to log
+    team: str | None = None
+    tags: tuple[str, ...] = ()
+    models: tuple[str, ...] = ("*",)  # patterns over what a request may ask for as `model`
+    direct: bool = False  # may ask for `provider/model` past the routes
+
+
+class Usage(msgspec.Struct, omit_defaults=True):
+    """Tokens in OpenAI's meaning: `prompt` counts cached ones too, `completion` counts reasoning ones too."""
+
+    prompt: int = 0
+    completion: int = 0
+    cached: int = 0
+    cache_write: int = 0
+    reasoning: int = 0
+    estimated: bool = False  # the provider gave no number: this is our own count
+
+    def plus(self, other: "Usage") -> "Usage":
+        return Usage(
+            self.prompt + other.prompt,
+            self.completion + other.completion,
+            self.cached + other.cached,
+            self.cache_write + other.cache_write,
+            self.reasoning + other.reasoning,
+            self.estimated or other.estimated,
+        )
+
+
+class Attempt(msgspec.Struct, array_like=True):
+    """One try at one target. One ledger row each. Plain values only: it goes to the recorder as it is."""
+
+    provider: str
+    account: str
+    model: str  # the provider's name of the model
+    cause: str  # first | fallback | retry
+    started_ns: int
+    ended_ns: int = 0
+    first_byte_ns: int = 0
+    first_content_ns: int = 0
+    status: int = 0  # the upstream's HTTP status, 0 if there was none
+    reason: str = ""  # empty = it served; else the fault's reason (429, connect, ttft_timeout ...)
+    usage: Usage | None = None
+    cost_nanos: int = 0  # nano-dollars
+    priced: bool = True  # False: the model is not in the price table, its cost is not known
+
+
+class Target(msgspec.Struct, kw_only=True):
+    """One place a request can go to: a provider's account and a model there. Built once per config."""
+
+    provider: str
+    account: str
+    model: str | None  # None: the client's own model name is passed on
+    weight: float  # among the targets of a route
+    account_weight: float  # among the accounts of one target
+    ttft_ms: int  # 0: by the model, see catalog (a reasoning model is silent for long)
+    plain_ms: int  # 0: likewise
+    health: Any  # route.health.Breaker
+    port: Any  # upstream.attempt.OpenAIPort
+    price: Price | None = None
+    model_json: bytes | None = None  # `model` as JSON, ready to be put into a body
+    head: tuple[tuple[bytes, bytes], ...] = ()  # response headers that name this target
+
+    @property
+    def name(self) -> str:
+        return f"{self.provider}/{self.model}" if self.model else self.provider
+
+
+class Route(msgspec.Struct, kw_only=True):
+    """A route of the config, ready to use. Policy, limits and schema hang here, never on a target."""
+
+    name: str
+    match: str
+    groups: tuple[tuple[Target, ...], ...]  # one per target of the config, its accounts in it
+    policy: Any  # route.policies: rank(targets, x, rng) -> order of indexes
+    retries_max: int
+    budget: Any  # route.retry.RetryBudget
+    connect_ms: int
+    idle_ms: int
+    total_ms: int
+    max_body_bytes: int
+    sets: tuple[tuple[bytes, bytes], ...] = ()  # (field name, JSON value) written over the client's
+    header: tuple[bytes, bytes]  # x-turnout-route
+    strip_prefix: bool = False  # a direct route: `provider/model` goes on as `model`
+
+
+class Surface(msgspec.Struct, frozen=True):
+    """One endpoint of the wire: what it needs and where it goes upstream."""
+
+    name: str  # chat | completions | embeddings
+    path: str
+    upstream_path: str  # after the provider's base_url
+    required: tuple[str, ...]
+    can_stream: bool
+    operation: str  # gen_ai.operation.name of the OpenTelemetry conventions
+
+
+class Trace(msgspec.Struct, frozen=True):
+    """W3C trace context of a sampled request."""
+
+    trace_id: str  # 32 hex digits
+    parent_id: str  # 16 hex digits, empty if the request starts the trace
+
+
+class Exchange(msgspec.Struct, kw_only=True):
+    """One request on its way. Marks are monotonic nanoseconds, 0 = not reached."""
+
+    id: str
+    surface: Surface
+    started_ns: int
+    wall_ns: int
+    config_version: int
+    principal: Principal | None = None
+    body: bytes = b""
+    spans: tuple[int, ...] = ()  # where the fields of wire.fields lie in the body
+    model: str = ""  # as the client asked
+    stream: bool = False
+    asked_usage: bool = False  # the client itself asked for stream_options.include_usage
+    forward: Headers = []  # client headers that may go upstream
+    asked_route: str = ""  # x-turnout-route
+    session: str = ""
+    tags: str = ""
+    prompt_version: str = ""
+    timeout_ms: int = 0  # x-turnout-timeout-ms
+    trace: Trace | None = None
+
+    route: Route | None = None
+    deadline_ns: int = 0
+    attempts: list[Attempt] = []
+    fault: Fault | None = None  # how it ended, if badly
+    cache: str = "bypass;off"
+    guard: str = "none"
+
+    admitted_ns: int = 0
+    parsed_ns: int = 0
+    routed_ns: int = 0
+    upstream_ns: int = 0  # time spent waiting for upstreams and for back-offs, summed
+    first_byte_ns: int = 0
+    first_content_ns: int = 0
+    head_ns: int = 0  # the response head was handed over
+    ended_ns: int = 0
+
+    status: int = 0
+    committed: bool = False  # the response head is out: no other answer can be given any more
+    usage: Usage | None = None
+    cost_nanos: int = 0
+    finish: str = ""
+    bytes_out: int = 0
+    chunks: int = 0  # content events relayed
+    settled: bool = False
+
+    @property
+    def fallback(self) -> str:
+        """`none`, or `a>b;reason=429`: the last switch from one target to another."""
+        tries = self.attempts
+        for i in range(len(tries) - 1, 0, -1):
+            if tries[i].cause == "fallback":
+                before, after = tries[i - 1], tries[i]
+                a, b = before.provider, after.provider
+                if a == b:
+                    a, b = (f"{t.provider}/{t.account or t.model}" for t in (before, after))
+                return f"{a}>{b};reason={before.reason}"
+        return "none"
+
+
+class Reply(msgspec.Struct):
+    """A whole answer given at once."""
+
+    status: int
+    headers: Headers
+    body: bytes

@@ -1,0 +1,107 @@
+"""The admin listener: a second socket with a key of its own, answered by the supervisor for all workers.
+
+GET /healthz, GET /metrics (Prometheus), GET /admin/status, POST /admin/reload. A data key opens none of them.
+"""
+
+import asyncio
+import hmac
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import msgspec
+
+from ..config.model import Admin as AdminSpec
+from ..errors import error_body
+from ..secret import Secret
+from ..telemetry import metrics
+
+if TYPE_CHECKING:
+    from .supervisor import Supervisor
+
+HEAD_S = 5.0
+MOST_HEAD = 16 * 1024
+MOST_CONNECTIONS = 64
+
+
+class Admin:
+    def __init__(self, supervisor: "Supervisor") -> None:
+        self._supervisor = supervisor
+        self._key: Secret | None = None
+        self._server: asyncio.Server | None = None
+        self._open = 0
+        self.port = 0
+
+    async def start(self, spec: AdminSpec) -> None:
+        self._key = spec.key
+        self._server = await asyncio.start_server(self._serve, spec.host, spec.port, limit=MOST_HEAD)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def stop(self) -> None:
+        if self._server is not None:
+            self._server.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One request a connection: scrapers come every few seconds, keep-alive would buy nothing."""
+        self._open += 1
+        try:
+            if self._open > MOST_CONNECTIONS:
+                return
+            async with asyncio.timeout(HEAD_S):
+                head = await reader.readuntil(b"\r\n\r\n")
+            status, media_type, body = await self._answer(head)
+            writer.write(
+                b"HTTP/1.1 %d %s\r\ncontent-type: %s\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
+                % (status, b"OK" if status == 200 else b"Error", media_type, len(body))
+                + body
+            )
+            async with asyncio.timeout(HEAD_S):
+                await writer.drain()
+        except (TimeoutError, ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            pass
+        finally:
+            self._open -= 1
+            writer.close()
+
+    async def _answer(self, head: bytes) -> tuple[int, bytes, bytes]:
+        lines = head.decode("latin-1").split("\r\n")
+        method, _, rest = lines[0].partition(" ")
+        path = urlsplit(rest.partition(" ")[0]).path
+        headers = {n.strip().lower(): v.strip() for n, _, v in (line.partition(":") for line in lines[1:])}
+        if path == "/healthz":
+            return 200, b"application/json", b'{"status":"ok"}'
+        if not self._may(headers):
+            return _error(401, "the admin listener needs its own key: 'Authorization: Bearer <admin.key>'", "invalid_api_key")
+        if (method, path) == ("GET", "/metrics"):
+            return 200, b"text/plain; version=0.0.4; charset=utf-8", metrics.text(await self._supervisor.snapshot())
+        if (method, path) == ("GET", "/admin/status"):
+            return 200, b"application/json", msgspec.json.encode(self._status())
+        if (method, path) == ("POST", "/admin/reload"):
+            good = self._supervisor.reload()
+            return 200 if good else 409, b"application/json", msgspec.json.encode({"reloaded": good, **self._status()})
+        return _error(404, f"unknown request URL: {method[:20]} {path[:200]}", "unknown_url")
+
+    def _may(self, headers: dict[str, str]) -> bool:
+        if self._key is None:  # only possible on a loopback address, see config/check.py
+            return True
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        return scheme.lower() == "bearer" and hmac.compare_digest(key.strip().encode(), self._key.reveal().encode())
+
+    def _status(self) -> dict[str, Any]:
+        s = self._supervisor
+        return {
+            "config": {"version": s.version, "digest": s.loaded.digest, "name": s.loaded.name},
+            "workers": [
+                {
+                    "number": slot.number,
+                    "pid": slot.process.pid if slot.process else None,
+                    "ready": slot.ready.is_set(),
+                    "restarts": slot.restarts,
+                    "config_version": slot.applied,
+                }
+                for slot in s.slots
+            ],
+        }
+
+
+def _error(status: int, message: str, code: str) -> tuple[int, bytes, bytes]:
+    return status, b"application/json", error_body(message, "invalid_request_error", None, code)

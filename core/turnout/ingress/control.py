@@ -1,0 +1,67 @@
+"""What supervisor and workers say to each other over a socket pair: MessagePack with a length in front.
+
+Supervisor to worker: ("config", {version, data, secrets, simulators}), ("metrics", number), ("drain", seconds).
+Worker to supervisor: ("ready", pid), ("applied", version), ("metrics", [number, snapshot]), ("failed", message).
+"""
+
+import asyncio
+import ctypes
+import os
+import resource
+import signal
+import socket
+import struct
+from typing import Any
+
+import msgspec
+
+MOST_BYTES = 64 * 1024 * 1024
+_PR_SET_PDEATHSIG = 1
+
+_encode = msgspec.msgpack.encode
+_decode = msgspec.msgpack.decode
+
+
+def pack(kind: str, value: Any) -> bytes:
+    data = _encode((kind, value))
+    return struct.pack("!I", len(data)) + data
+
+
+def receive_now(sock: socket.socket) -> tuple[str, Any]:
+    """One message from a blocking socket. Raises ConnectionError at its end."""
+    head = _exactly(sock, 4)
+    kind, value = _decode(_exactly(sock, struct.unpack("!I", head)[0]))
+    return kind, value
+
+
+def _exactly(sock: socket.socket, n: int) -> bytes:
+    out = b""
+    while len(out) < n:
+        piece = sock.recv(n - len(out))
+        if not piece:
+            raise ConnectionError("the control channel was closed")
+        out += piece
+    return out
+
+
+async def receive(reader: asyncio.StreamReader) -> tuple[str, Any]:
+    """One message. Raises asyncio.IncompleteReadError at the channel's end."""
+    size = struct.unpack("!I", await reader.readexactly(4))[0]
+    if size > MOST_BYTES:
+        raise ConnectionError("an oversized message on the control channel")
+    kind, value = _decode(await reader.readexactly(size))
+    return kind, value
+
+
+def die_with_parent(parent: int) -> None:
+    """Be killed when the process that started this one is gone, whatever ended it (Linux)."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the call
+        os._exit(1)
+
+
+def raise_file_limit() -> int:
+    """Open files up to the hard limit; returns what is in force."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard

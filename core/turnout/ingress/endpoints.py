@@ -1,0 +1,206 @@
+"""Path to handler. Each handler decides for itself who may call it: nothing is open by default."""
+
+import asyncio
+import itertools
+import os
+import re
+from random import Random
+from typing import Any
+
+import msgspec
+
+from ..admit.keys import presented_key
+from ..clock import Clock
+from ..errors import Fault
+from ..exchange import Exchange, Headers, Receive, Send, Surface, Trace
+from ..flow import JSON_HEADER, Flow
+from ..wire.headers import KEY_HEADERS, TO_UPSTREAM
+from .caller import AsgiCaller, Callers
+
+SURFACES: dict[str, Surface] = {
+    s.path: s
+    for s in (
+        Surface("chat", "/v1/chat/completions", "/chat/completions", ("messages",), True, "chat"),
+        Surface("completions", "/v1/completions", "/completions", ("prompt",), True, "text_completion"),
+        Surface("embeddings", "/v1/embeddings", "/embeddings", ("input",), False, "embeddings"),
+    )
+}
+MODELS = "/v1/models"
+HEALTH = "/healthz"
+READY = "/readyz"
+
+# RFC 9110, 7.2 and RFC 3986, 3.2: a name, an IPv4 or a bracketed IPv6 address, and perhaps a port.
+_HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?\Z")
+_TRACEPARENT = re.compile(rb"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})\Z")
+MOST_HEADERS = 100
+MOST_HEADER_BYTES = 64 * 1024
+MOST_OWN = 512  # of an x-turnout header: they end up in logs and traces
+
+
+class Endpoints:
+    """The ASGI side of one worker. `flow` is exchanged as a whole when a new config comes."""
+
+    def __init__(self, flow: Flow, clock: Clock, callers: Callers, rng: Random, sample: float) -> None:
+        self.flow = flow
+        self.sample = sample
+        self.ready = True
+        self._now = clock.now_ns
+        self._wall = clock.wall_ns
+        self._callers = callers
+        self._rng = rng
+        # Unique across restarts and workers, and cheap: a random start for the process, then a counter.
+        self._ids = map(f"req_{os.urandom(8).hex()}%07x".__mod__, itertools.count(1))
+
+    async def http(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        """One request."""
+        path = scope["path"]
+        surface = SURFACES.get(path)
+        if surface is None:
+            await self._small(scope, path, send)
+            return
+        started_ns = self._now()
+        x = Exchange(
+            id=next(self._ids),
+            surface=surface,
+            started_ns=started_ns,
+            wall_ns=self._wall(),
+            config_version=self.flow.version,
+        )
+        flow, callers = self.flow, self._callers
+        try:
+            key, length = self._read_head(x, scope)
+            if scope["method"] != "POST":
+                raise Fault("bad_method", f"{scope['method'][:20]} is not allowed here; use POST")
+        except Fault as fault:
+            x.fault = fault
+            await flow.refuse(x, fault, AsgiCaller(receive, send, -1, started_ns, None, callers.draining))
+            flow.settle(x)
+            return
+        caller = AsgiCaller(receive, send, length, started_ns, asyncio.current_task(), callers.draining)
+        callers.add(caller)
+        try:
+            await flow.handle(x, key, caller)
+        except asyncio.CancelledError:
+            if caller.slow:
+                fault = Fault("body_timeout", "the request body took too long to arrive")
+                await flow.refuse(x, fault, caller)
+            elif not caller.gone:
+                raise
+        finally:
+            callers.remove(caller)
+
+    def _read_head(self, x: Exchange, scope: dict[str, Any]) -> tuple[bytes | None, int]:
+        """One pass over the headers: the presented key and the content-length (-1: none). Raises Fault."""
+        headers: Headers = scope["headers"]
+        host: bytes | None = None
+        authorization: bytes | None = None
+        other: bytes | None = None
+        length = -1
+        if len(headers) > MOST_HEADERS:
+            raise Fault("bad_header", f"more than {MOST_HEADERS} headers")
+        for name, value in headers:
+            if name == b"host":
+                if host is not None:
+                    raise Fault("bad_host", "more than one Host header")
+                host = value
+            elif name == b"content-length":
+                if not value.isdigit():
+                    raise Fault("bad_header", "content-length must be a number")
+                length = int(value)
+            elif name in KEY_HEADERS:
+                if name == b"authorization":
+                    authorization = value
+                else:
+                    other = value
+            elif name.startswith(b"x-turnout-"):
+                self._own_header(x, name, value)
+            elif name == b"content-encoding":
+                if value.strip().lower() != b"identity":
+                    raise Fault("bad_encoding", "compressed request bodies are not accepted; send them as they are")
+            elif name == b"traceparent":
+                self._traceparent(x, value)
+            elif name in TO_UPSTREAM:
+                x.forward.append((name, value))
+        if host is None:
+            raise Fault("bad_host", "the Host header is missing")
+        if not _HOST.match(host):
+            raise Fault("bad_host", "the Host header is not valid")
+        if self.sample and x.trace is None and self._rng.random() < self.sample:
+            x.trace = Trace(f"{self._rng.getrandbits(128) or 1:032x}", "")
+        return presented_key(authorization, other), length
+
+    def _traceparent(self, x: Exchange, value: bytes) -> None:
+        """A sampled W3C trace context is carried on when traces are exported; anything malformed is ignored."""
+        found = _TRACEPARENT.match(value)
+        if found and self.sample and int(found[3], 16) & 1 and found[1] != b"0" * 32 and found[2] != b"0" * 16:
+            x.trace = Trace(found[1].decode(), found[2].decode())
+
+    def _own_header(self, x: Exchange, name: bytes, value: bytes) -> None:
+        """`x-turnout-*` of a request. None of them can choose a host or a credential; unknown ones are ignored."""
+        if len(value) > MOST_OWN:
+            raise Fault("bad_header", f"'{name.decode()}' is longer than {MOST_OWN} bytes")
+        text = value.decode("latin-1")
+        if name == b"x-turnout-route":
+            x.asked_route = text
+        elif name == b"x-turnout-session":
+            x.session = text
+        elif name == b"x-turnout-tags":
+            x.tags = text
+        elif name == b"x-turnout-prompt-version":
+            x.prompt_version = text
+        elif name == b"x-turnout-timeout-ms":
+            if not text.isdecimal() or not 1 <= int(text) <= 86_400_000:
+                raise Fault("bad_header", "'x-turnout-timeout-ms' must be a whole number of milliseconds above 0")
+            x.timeout_ms = int(text)
+
+    # ---- what is not a model surface
+
+    async def _small(self, scope: dict[str, Any], path: str, send: Send) -> None:
+        method = scope["method"]
+        try:
+            x = Exchange(id=next(self._ids), surface=_NONE, started_ns=self._now(), wall_ns=0, config_version=0)
+            key, _ = self._read_head(x, scope)
+            if path == HEALTH or path == READY:
+                if method not in ("GET", "HEAD"):
+                    raise Fault("bad_method", f"{method[:20]} is not allowed here; use GET")
+                good = path == HEALTH or self.ready
+                await _answer(send, 200 if good else 503, {"status": "ok" if good else "draining"}, x.id)
+                return
+            if path == MODELS or path.startswith(MODELS + "/"):
+                if method not in ("GET", "HEAD"):
+                    raise Fault("bad_method", f"{method[:20]} is not allowed here; use GET")
+                await _answer(send, 200, self._models(key, path[len(MODELS) + 1 :]), x.id)
+                return
+            raise Fault("no_path", f"unknown request URL: {method[:20]} {path[:200]}")
+        except Fault as fault:
+            body = fault.to_body()
+            headers = [JSON_HEADER, (b"content-length", b"%d" % len(body)), (b"x-request-id", x.id.encode())]
+            await send({"type": "http.response.start", "status": fault.status, "headers": headers})
+            await send({"type": "http.response.body", "body": body})
+
+    def _models(self, key: bytes | None, wanted: str) -> dict[str, Any]:
+        """What this key may ask for, in a shape that OpenAI's and Anthropic's SDKs both take."""
+        names = self.flow.routes.names_for(self.flow.keyring.admit(key))
+        rows = [{"id": name, "object": "model", "created": 0, "owned_by": "turnout"} for name in names]
+        if wanted:
+            for row in rows:
+                if row["id"] == wanted:
+                    return row
+            raise Fault("no_route", f"the model {wanted[:200]!r} does not exist or you do not have access to it", param="model")
+        return {
+            "object": "list",
+            "data": rows,
+            "has_more": False,
+            "first_id": names[0] if names else None,
+            "last_id": names[-1] if names else None,
+        }
+
+
+_NONE = Surface("", "", "", (), False, "")
+
+
+async def _answer(send: Send, status: int, body: dict[str, Any], request_id: str) -> None:
+    data = msgspec.json.encode(body)
+    headers = [JSON_HEADER, (b"content-length", b"%d" % len(data)), (b"x-request-id", request_id.encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": data})

@@ -1,0 +1,37 @@
+"""Engine granian: the ASGI app on granian's HTTP/1 server, inside a worker of ours.
+
+granian's own process manager is not used: killed with -9 it leaves its workers orphaned and listening, and each of its
+workers would open a socket of its own. Ours inherit theirs from the supervisor.
+"""
+
+from typing import Any
+
+from granian._granian import SocketHolder
+from granian.constants import HTTPModes, Interfaces
+from granian.http import HTTP1Settings
+from granian.server.embed import Server
+
+from ..config.model import Listen
+
+
+class GranianServer(Server):
+    """Serves `app` on an inherited listening socket until `stop()`."""
+
+    def __init__(self, app: Any, fd: int, listen: Listen) -> None:
+        self._fd = fd
+        super().__init__(
+            app,
+            interface=Interfaces.ASGI,
+            http=HTTPModes.http1,
+            websockets=False,
+            backlog=listen.backlog,
+            # granian counts connections here, idle ones too: its default of backlog / workers lets 1,100 idle sockets
+            # block every new client for 30 s.
+            backpressure=listen.max_connections,
+            http1_settings=HTTP1Settings(header_read_timeout=listen.header_timeout_ms),
+            log_enabled=False,
+        )
+
+    def _init_shared_socket(self) -> None:
+        self._ssp = None
+        self._shd = SocketHolder(self._fd, False, self.backlog)

@@ -1,0 +1,18 @@
+"""The only importer of `_native`: native where it is built and TURNOUT_PURE is unset, else the twin, name by name."""
+
+import os
+from typing import Any
+
+missing = ""  # why the native kernels are not used; empty when they are
+try:
+    if os.environ.get("TURNOUT_PURE"):
+        raise ImportError("TURNOUT_PURE is set")
+    from turnout import _native as _source  # type: ignore[attr-defined]
+except ImportError as exc:
+    _source = None
+    missing = str(exc) if "TURNOUT_PURE" in str(exc) else "the extension was not built (no cargo at install time?)"
+
+if _source is not None:
+    FieldScanner: Any = _source.FieldScanner
+else:
+    from .twin.scan import FieldScanner  # type: ignore[no-redef]  # noqa: F401

@@ -1,0 +1,302 @@
+"""The recorder: the process that makes ledger rows, log lines, spans and alerts from the workers' records.
+
+It runs beside the workers so that none of this costs the request's way anything, started by the supervisor as
+`python -m turnout.recorder`. Contract:
+
+- stdin: the first line is one JSON object, `Settings` below, with the rings' descriptors; every later line is the
+  whole settings again without `rings` and takes the place of the old ones. A line that does not decode is refused aloud
+  and the old settings stay. End of stdin, or SIGTERM: read the rings to their end, write, sync, send, exit 0. SIGINT is
+  ignored: Ctrl-C reaches the whole process group, and the supervisor decides what it means.
+- stdout: the request log, nothing else. stderr: JSON lines with ts, level and message; `level: alert` is for people.
+- The rings outlive this process. Who starts another one on the same rings loses at most the batch in hand.
+
+One thread reads and writes the ledger; whatever may stand still (stdout, stderr, the collector, the webhook) has a
+thread and a bounded queue of its own.
+"""
+
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+
+from .account.ledger import Ledger
+from .telemetry.alerts import Alert, Alerts, Rule, Webhook
+from .telemetry.log import Lines, RequestLog, Requests, stamp
+from .telemetry.record import Record, decode
+from .telemetry.redact import scrub
+from .telemetry.ring import DEFAULT_SIZE, Ring
+
+BUSY_MS = 5  # between two looks into the rings while records come
+IDLE_MS = 50  # ... when none have come for a while: 20 wake-ups a second, 0.3 % of a core measured
+DRAIN_S = 10.0  # how long the end reads on, if the workers still write
+SAY_EVERY_NS = 60_000_000_000
+MOST_LINE_BYTES = 1024 * 1024
+
+
+class LogSettings(msgspec.Struct, frozen=True):
+    requests: Requests = "all"
+
+
+class TracesSettings(msgspec.Struct, frozen=True):
+    """`sample` is here for completeness: the workers have sampled already, a record with a trace id is traced."""
+
+    endpoint: str | None = None  # base URL; `/v1/traces` is appended
+    sample: float = 0.05
+    service_name: str = "turnout"
+    headers: dict[str, str] = {}  # name -> value, the secret itself
+
+
+class AlertsSettings(msgspec.Struct, frozen=True):
+    webhook: str | None = None  # the URL, the secret itself
+    every_s: float = 60.0
+
+
+class ProviderSettings(msgspec.Struct, frozen=True):
+    """For spans: the conventions' name of a provider goes by its kind, `server.address` by its base_url."""
+
+    kind: str = ""
+    address: str = ""
+    port: int = 0
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """One line of stdin. Unknown fields are ignored, so that a supervisor may be newer than this process."""
+
+    state_dir: str
+    rings: list[int] = []  # open descriptors; the first line's count, later ones' do not
+    ring_size: int = DEFAULT_SIZE  # bytes, as the workers have it
+    log: LogSettings = LogSettings()
+    traces: TracesSettings = TracesSettings()
+    alerts: AlertsSettings = AlertsSettings()
+    providers: dict[str, ProviderSettings] = {}
+    config_version: int = 0
+
+
+class Sink(Protocol):
+    """Where records go. `add` takes one, `flush` ends a batch, `close` is the end. What they raise is counted."""
+
+    name: str
+
+    def add(self, record: Record, /) -> None: ...
+    def flush(self, now_ns: int) -> None: ...
+    def close(self) -> None: ...
+
+
+class Recorder:
+    """The rings on one side, the sinks on the other. `pump` moves what is there."""
+
+    def __init__(self, settings: Settings, out: Lines, err: Lines) -> None:
+        """Raises `OSError` or `ValueError` if a ring's descriptor is none."""
+        self.rings = [Ring(fd, settings.ring_size) for fd in settings.rings]
+        self.records = 0
+        self.undecodable = 0
+        self.failures: dict[str, int] = {}  # sink -> how often it raised
+        self._out = out
+        self._err = err
+        self._dropped_said = 0
+        self._said_ns = 0
+        self._settings: Settings | None = None
+        self.ledger = Ledger(settings.state_dir)
+        self.log = RequestLog(settings.log.requests, out.put)
+        self.alerts = self._alerts(settings.alerts)
+        self.spans: Sink | None = None
+        self.apply(settings)
+
+    @property
+    def sinks(self) -> list[Sink]:
+        """In this order: money first, then what people read, then what machines read."""
+        return [self.ledger, self.log, self.alerts, *([self.spans] if self.spans is not None else [])]
+
+    def apply(self, new: Settings) -> None:
+        """Put new settings in the place of the old; what has not changed goes on as it is."""
+        old, self._settings = self._settings, new
+        if old is not None and new.state_dir != old.state_dir:
+            self._guarded(self.ledger, self.ledger.close)
+            self.ledger = Ledger(new.state_dir)
+        self.log.requests = new.log.requests
+        self.alerts.rule.every_s = new.alerts.every_s
+        if old is not None and new.alerts.webhook != old.alerts.webhook:
+            _in_background(self.alerts)
+            self.alerts = Alerts(self.alerts.rule, self._webhook(new.alerts), self._tell, time.monotonic_ns)
+        if old is None or (new.traces, new.providers) != (old.traces, old.providers):
+            if self.spans is not None:
+                _in_background(self.spans)
+            self.spans = self._spans(new)
+
+    def pump(self, now_ns: int) -> int:
+        """Move what lies in the rings, at most 1,000 records each; returns how many there were."""
+        count = 0
+        sinks = self.sinks
+        for ring in self.rings:
+            for raw in ring.take_nowait():
+                count += 1
+                try:
+                    record = decode(raw)
+                except Exception as e:  # a worker of another version, or a damaged ring: the next record may be sound
+                    self.undecodable += 1
+                    if self.undecodable == 1:
+                        self.say("error", f"a record could not be read and is lost: {scrub(str(e))}")
+                    continue
+                for sink in sinks:
+                    try:
+                        sink.add(record)
+                    except Exception as e:
+                        self._failed(sink, e)
+        self.records += count
+        for sink in sinks:
+            try:
+                sink.flush(now_ns)
+            except Exception as e:
+                self._failed(sink, e)
+        self._watch(now_ns)
+        return count
+
+    def close(self) -> None:
+        """Read the rings to their end and close every sink; says what was lost, if anything was."""
+        until = time.monotonic() + DRAIN_S
+        while self.pump(time.monotonic_ns()) and time.monotonic() < until:
+            pass
+        for sink in self.sinks:
+            self._guarded(sink, sink.close)
+        lost = {
+            "records that did not fit into a ring": sum(ring.dropped for ring in self.rings),
+            "records that could not be read": self.undecodable,
+            "ledger rows": self.ledger.lost,
+            "log lines": self._out.dropped,
+            "failures of sinks": sum(self.failures.values()),
+        }
+        told = ", ".join(f"{n} {what}" for what, n in lost.items() if n)
+        if told:
+            self.say("error", f"lost in this run: {told}")
+        for ring in self.rings:
+            ring.close()
+
+    def say(self, level: str, message: str) -> None:
+        """One line on stderr."""
+        line = {"ts": stamp(time.time_ns()), "level": level, "source": "recorder", "message": message}
+        self._err.put(msgspec.json.encode(line) + b"\n")
+
+    def _watch(self, now_ns: int) -> None:
+        ledger = self.ledger
+        if ledger.error:
+            alert = self.alerts.rule.of_ledger(ledger.error, ledger.lost, ledger.waiting_bytes, now_ns)
+            if alert is not None:
+                self.alerts.raise_(alert)
+        dropped = sum(ring.dropped for ring in self.rings)
+        if dropped > self._dropped_said and (not self._said_ns or now_ns - self._said_ns >= SAY_EVERY_NS):
+            self._said_ns = now_ns
+            self.say("error", f"{dropped - self._dropped_said} records did not fit into a full ring and are lost")
+            self._dropped_said = dropped
+
+    def _failed(self, sink: Sink, error: Exception) -> None:
+        n = self.failures[sink.name] = self.failures.get(sink.name, 0) + 1
+        if n == 1:
+            what = f"{type(error).__name__}: {scrub(str(error))}"
+            self.say("error", f"{sink.name} failed, further failures are only counted: {what}")
+
+    def _guarded(self, sink: Sink, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except Exception as e:
+            self._failed(sink, e)
+
+    def _tell(self, alert: Alert) -> None:
+        line = {"ts": stamp(time.time_ns()), "level": "alert", "source": "recorder", **msgspec.to_builtins(alert)}
+        self._err.put(msgspec.json.encode(line) + b"\n")
+
+    def _alerts(self, settings: AlertsSettings) -> Alerts:
+        return Alerts(Rule(settings.every_s), self._webhook(settings), self._tell, time.monotonic_ns)
+
+    def _webhook(self, settings: AlertsSettings) -> Webhook | None:
+        return Webhook(settings.webhook, lambda text: self.say("warning", text)) if settings.webhook else None
+
+    def _spans(self, settings: Settings) -> Sink | None:
+        traces = settings.traces
+        if not traces.endpoint:
+            return None
+        try:
+            from .telemetry.spans import Provider, Spans  # 150 ms and 25 MB: only who traces pays
+
+            providers = {name: Provider(p.kind, p.address, p.port) for name, p in settings.providers.items()}
+            return Spans(
+                traces.endpoint, traces.service_name, traces.headers, providers, lambda text: self.say("warning", text)
+            )
+        except Exception as e:  # not installed, or an address that is none: everything else goes on
+            self.say("error", f"traces are off: {type(e).__name__}: {scrub(str(e))}")
+            return None
+
+
+def _in_background(sink: Sink) -> None:
+    """Close a sink that was replaced; it may wait for a network that the loop must not wait for."""
+    threading.Thread(target=sink.close, name=f"close-{sink.name}", daemon=True).start()
+
+
+class Stdin:
+    """Lines of a descriptor, with a time limit: this wait is the loop's pause."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLIN)
+        self._rest = b""
+        self.ended = False
+
+    def wait_lines(self, timeout_ms: int | None) -> list[bytes]:
+        """Whole lines that came within `timeout_ms` (None: as long as it takes); sets `ended` at the end of input."""
+        if not self._poll.poll(timeout_ms):
+            return []
+        data = os.read(self._fd, 65536)
+        if not data or len(self._rest) > MOST_LINE_BYTES:
+            self.ended = True
+            return []
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        return [line for line in lines if line.strip()]
+
+
+def main() -> int:
+    """Run until stdin ends or SIGTERM. 0: all was well; 2: the first line could not be used."""
+    ending: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _frame: ending.append(number))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    out, err = Lines(sys.stdout.fileno()), Lines(sys.stderr.fileno())
+    decode_settings = msgspec.json.Decoder(Settings).decode
+
+    stdin = Stdin(sys.stdin.fileno())
+    lines: list[bytes] = []
+    while not lines and not stdin.ended and not ending:
+        lines = stdin.wait_lines(IDLE_MS)
+    if not lines:
+        return 0
+    try:
+        recorder = Recorder(decode_settings(lines[0]), out, err)
+    except (msgspec.DecodeError, OSError, ValueError) as e:
+        err.put(msgspec.json.encode({"level": "error", "source": "recorder", "message": f"cannot start: {e}"}) + b"\n")
+        err.close()
+        return 2
+
+    del lines[0]
+    wait_ms = BUSY_MS
+    while True:
+        for line in lines:
+            try:
+                recorder.apply(decode_settings(line))
+            except msgspec.DecodeError as e:  # its text names the field, never the value
+                recorder.say("error", f"new settings were refused, the old ones stay: {e}")
+        if stdin.ended or ending:
+            break
+        wait_ms = BUSY_MS if recorder.pump(time.monotonic_ns()) else min(2 * wait_ms, IDLE_MS)
+        lines = stdin.wait_lines(wait_ms)
+    recorder.close()
+    out.close()
+    err.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,121 @@
+"""Which target a request tries next, and when it gives up. Pure: decisions come out, the flow acts on them.
+
+- Targets stand in the order the policy gave them. The first pass takes each once, if its breaker lets it: going to
+  another target is a fallback and free.
+- Trying one again that failed in this request costs a token of the retry budget and waits out a back-off, or the
+  cool-down it asked for. That waiting, at most 5 s in all, happens only when no other target is left.
+- A target that was silent, refused our credential or does not know the model is not tried twice.
+- When every breaker is open the one that opens first is tried all the same: the last target is never ejected.
+- A fault that is the caller's own (`retry` = never) ends it at once.
+"""
+
+from collections.abc import Sequence
+from random import Random
+
+import msgspec
+
+from ..errors import NEVER, SAME, Fault
+from ..exchange import Target
+from .retry import RetryBudget
+
+MOST_WAIT_NS = 5_000_000_000
+BACKOFF_NS = 100_000_000  # first back-off; doubles, with full jitter over its upper half
+BACKOFF_MAX_NS = 2_000_000_000
+
+
+class Try(msgspec.Struct, frozen=True):
+    index: int
+    cause: str  # first | fallback | retry
+
+
+class Wait(msgspec.Struct, frozen=True):
+    until_ns: int
+
+
+class Attempts:
+    """The course of one request over its targets."""
+
+    __slots__ = ("_budget", "_deadline_ns", "_faults", "_final", "_left", "_open", "_ready_ns", "_rng", "_tries", "_waited", "targets")
+
+    def __init__(
+        self, targets: Sequence[Target], retries_max: int, budget: RetryBudget, deadline_ns: int, rng: Random
+    ) -> None:
+        self.targets = targets
+        self._open = list(range(len(targets)))  # not tried yet, best first
+        self._ready_ns: dict[int, int] = {}  # failed here, may be tried again from then on
+        self._faults: list[Fault] = []
+        self._final: Fault | None = None
+        self._left = retries_max
+        self._budget = budget
+        self._deadline_ns = deadline_ns
+        self._rng = rng
+        self._tries = 0
+        self._waited = 0
+
+    def next(self, now_ns: int) -> Try | Wait | None:
+        """The next step; None: give up, and `verdict` says with what."""
+        if self._final is not None or now_ns >= self._deadline_ns:
+            return None
+        for i in self._open:
+            if self.targets[i].health.allows(now_ns):
+                self._open.remove(i)
+                return self._try(i, "fallback" if self._tries else "first", now_ns)
+        if not self._tries:
+            return self._last_resort(now_ns)
+        if not self._ready_ns or not self._left:
+            return None
+        if not self._budget.has(now_ns):
+            return None
+        i, ready = min(self._ready_ns.items(), key=lambda item: item[1])
+        # A breaker that opened meanwhile (by other requests' failures too) is respected, unless nothing else is left.
+        ready = max(ready, self.targets[i].health.cool_until_ns)
+        if ready <= now_ns:
+            self._budget.take(now_ns)
+            self._left -= 1
+            del self._ready_ns[i]
+            return self._try(i, "retry", now_ns)
+        return self._wait(ready, now_ns)
+
+    def failed(self, index: int, fault: Fault, now_ns: int) -> None:
+        """The try at `index` ended with `fault`, before anything was shown to the client."""
+        self._faults.append(fault)
+        if fault.retry == NEVER:
+            self._final = fault
+        elif fault.retry == SAME:
+            most = min(BACKOFF_NS << min(self._tries - 1, 6), BACKOFF_MAX_NS)
+            self._ready_ns[index] = now_ns + most // 2 + int(self._rng.random() * (most // 2))
+
+    def verdict(self, now_ns: int) -> Fault:
+        """What the client is told after giving up: the caller's own fault, or the most telling of the upstream ones."""
+        if self._final is not None:
+            return self._final
+        if now_ns >= self._deadline_ns:
+            return Fault("total_timeout", "the request took longer than its time limit")
+        if not self._faults:
+            free = min((t.health.free_at_ns() for t in self.targets), default=now_ns)
+            wait = max(1.0, (free - now_ns) / 1e9)
+            return Fault("rate_limited", "every target of this route is cooling down after a rate limit", retry_after_s=wait)
+        # Our own credential or model name being wrong says less to a caller than an outage beside it.
+        telling = [f for f in self._faults if f.kind not in ("credential", "not_found")]
+        return telling[-1] if telling else self._faults[-1]
+
+    def _try(self, index: int, cause: str, now_ns: int) -> Try:
+        self._tries += 1
+        self.targets[index].health.taken(now_ns)
+        return Try(index, cause)
+
+    def _last_resort(self, now_ns: int) -> Try | Wait | None:
+        """Nothing is allowed: all breakers are open, or cooling down."""
+        warm = [i for i in self._open if now_ns >= self.targets[i].health.cool_until_ns]
+        if warm:
+            i = min(warm, key=lambda k: self.targets[k].health.open_until_ns)
+            self._open.remove(i)
+            return self._try(i, "first", now_ns)
+        return self._wait(min(self.targets[i].health.cool_until_ns for i in self._open), now_ns) if self._open else None
+
+    def _wait(self, until_ns: int, now_ns: int) -> Wait | None:
+        pause = until_ns - now_ns
+        if self._waited + pause > MOST_WAIT_NS or until_ns >= self._deadline_ns:
+            return None
+        self._waited += pause
+        return Wait(until_ns)

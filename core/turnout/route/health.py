@@ -1,0 +1,85 @@
+"""A target's condition: a small breaker and cool-downs. Pure; times are monotonic nanoseconds.
+
+States: closed (used), open (left alone until `open_until`), half-open (one probe at a time decides). Five failures in a
+row open it; each time it opens again without a success in between, it stays open twice as long.
+A rate limit (429) is not a failure of the target: it cools down for as long as it says, and stays closed.
+"""
+
+from random import Random
+
+from ..errors import Fault
+
+FAILURES_TO_OPEN = 5  # as Envoy's consecutive_5xx default
+OPEN_NS = 2_000_000_000
+OPEN_MAX_NS = 60_000_000_000
+PROBE_LEASE_NS = 60_000_000_000  # a probe whose end was never told (a lost client) blocks no longer than this
+COOL_NS = 1_000_000_000  # a 429 that names no time: 1 s x 2^n, full jitter
+COOL_MAX_NS = 30_000_000_000
+RETRY_AFTER_MAX_NS = 60_000_000_000  # a provider that asks for an hour is asked again after a minute
+
+
+class Breaker:
+    """Condition of one (provider, account, model)."""
+
+    __slots__ = ("_failures", "_opened", "_probe_ns", "_rng", "_walls", "cool_until_ns", "open_until_ns", "opens")
+
+    def __init__(self, rng: Random) -> None:
+        self._failures = 0  # in a row
+        self._opened = 0  # times opened without a success in between
+        self._walls = 0  # rate limits in a row
+        self._probe_ns = 0  # a probe is out since then
+        self._rng = rng
+        self.open_until_ns = 0  # 0 = closed
+        self.cool_until_ns = 0
+        self.opens = 0  # ever, for the metrics
+
+    def allows(self, now_ns: int) -> bool:
+        """Whether a request may go there: closed and not cooling down, or half-open with no probe out."""
+        if now_ns < self.cool_until_ns:
+            return False
+        if not self.open_until_ns:
+            return True
+        return now_ns >= self.open_until_ns and (not self._probe_ns or now_ns - self._probe_ns > PROBE_LEASE_NS)
+
+    def free_at_ns(self) -> int:
+        """From when on it may be asked again."""
+        return max(self.open_until_ns, self.cool_until_ns)
+
+    def taken(self, now_ns: int) -> None:
+        """A request goes there now; on a half-open breaker it is the probe."""
+        if self.open_until_ns:
+            self._probe_ns = now_ns
+
+    def released(self) -> None:
+        """The request ended without a verdict (the client left, or it was refused as the caller's own mistake)."""
+        self._probe_ns = 0
+
+    def succeeded(self) -> None:
+        self._failures = self._opened = self._walls = self._probe_ns = 0
+        self.open_until_ns = 0
+
+    def failed(self, fault: Fault, now_ns: int) -> None:
+        if fault.kind == "rate_limited":
+            self._probe_ns = 0
+            if fault.retry_after_s is not None:
+                cool = min(int(fault.retry_after_s * 1e9), RETRY_AFTER_MAX_NS)
+            else:
+                most = min(COOL_NS << min(self._walls, 5), COOL_MAX_NS)
+                cool = int(most * self._rng.random())
+            self._walls += 1
+            self.cool_until_ns = max(self.cool_until_ns, now_ns + cool)
+            return
+        self._failures += 1
+        probing = bool(self._probe_ns)
+        self._probe_ns = 0
+        if self._failures >= FAILURES_TO_OPEN and (probing or not self.open_until_ns):
+            self.open_until_ns = now_ns + min(OPEN_NS << min(self._opened, 5), OPEN_MAX_NS)
+            self._opened += 1
+            self.opens += 1
+        elif self.open_until_ns and now_ns >= self.open_until_ns:
+            self.open_until_ns = now_ns + OPEN_NS
+
+    def state(self, now_ns: int) -> str:
+        if not self.open_until_ns:
+            return "cooling" if now_ns < self.cool_until_ns else "closed"
+        return "open" if now_ns < self.open_until_ns else "half-open"

@@ -1,0 +1,84 @@
+"""Finding the route of a request and ranking its targets."""
+
+import re
+from collections.abc import Sequence
+from random import Random
+
+from ..errors import Fault
+from ..exchange import Exchange, Principal, Route, Target
+
+
+def matches(pattern: str, name: str) -> bool:
+    """`*` stands for any run of characters; everything else for itself."""
+    return pattern == "*" or pattern == name or ("*" in pattern and _compiled(pattern).match(name) is not None)
+
+
+_patterns: dict[str, re.Pattern[str]] = {}
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    found = _patterns.get(pattern)
+    if found is None:
+        found = re.compile(".*".join(re.escape(part) for part in pattern.split("*")) + r"\Z", re.DOTALL)
+        _patterns[pattern] = found
+    return found
+
+
+class Routes:
+    """The routes of one config. Exact names are found in O(1), patterns in the order of the file."""
+
+    def __init__(self, routes: Sequence[Route], direct: dict[str, Route], rng: Random) -> None:
+        self.all = tuple(routes)
+        self._exact = {r.match: r for r in routes if "*" not in r.match}
+        self._patterns = tuple(r for r in routes if "*" in r.match)
+        self._named = {r.name: r for r in routes}
+        self._direct = direct  # provider name -> a route that passes the model's name on
+        self._rng = rng
+
+    def find(self, x: Exchange) -> Route:
+        """The route for what was asked. Raises Fault no_route or not_allowed."""
+        model, principal = x.model, x.principal
+        route = self._exact.get(model)
+        if route is None:
+            route = next((r for r in self._patterns if matches(r.match, model)), None)
+        if x.asked_route:
+            named = self._named.get(x.asked_route)
+            if named is None or not matches(named.match, model):
+                raise Fault("no_route", f"no route named {x.asked_route!r} serves the model {model!r}", param="model")
+            route = named
+        assert principal is not None
+        if route is None:
+            provider, slash, rest = model.partition("/")
+            direct = self._direct.get(provider)
+            if direct is None or not slash or not rest or not principal.direct:
+                raise _unknown(model)
+            route = direct
+        if not self._allowed(principal, model):
+            # The same words as for a model that does not exist: what others may use is nobody's business.
+            raise _unknown(model)
+        return route
+
+    def _allowed(self, principal: Principal, model: str) -> bool:
+        return principal.models == ("*",) or any(matches(p, model) for p in principal.models)
+
+    def names_for(self, principal: Principal) -> list[str]:
+        """The models this key may ask for by name: patterns are listed as they stand."""
+        return [r.match for r in self.all if self._allowed(principal, r.match)]
+
+    def rank(self, route: Route) -> Sequence[Target]:
+        """The targets of the route, best first. Accounts of one target share its load by their weights."""
+        groups = route.groups
+        order = route.policy.rank([g[0] for g in groups], self._rng) if len(groups) > 1 else (0,)
+        out: list[Target] = []
+        for i in order:
+            group = groups[i]
+            if len(group) == 1:
+                out.append(group[0])
+            else:
+                draw = self._rng.random
+                out += sorted(group, key=lambda t: draw() ** (1.0 / t.account_weight), reverse=True)
+        return out
+
+
+def _unknown(model: str) -> Fault:
+    return Fault("no_route", f"the model {model!r} does not exist or you do not have access to it", param="model")

@@ -1,0 +1,111 @@
+"""The pure relay: the one loop that moves a stream from an upstream call to the client.
+
+It awaits the client's side for every piece, so a slow client holds back the upstream socket (Call pauses above
+256 KiB), and it hands on whole events only (see reader.py).
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from ..errors import Fault
+from ..exchange import Exchange
+from .reader import StreamReader
+
+# After finish_reason the provider has this long for its usage and `[DONE]`.
+AFTER_FINISH_NS = 1_000_000_000
+# Role frames and pings before the first token; a few hundred bytes in real streams.
+MOST_HELD = 1024 * 1024
+
+
+class Call(Protocol):
+    """What the relay needs of an upstream call (upstream/client.py satisfies it)."""
+
+    status: int
+    progress: bool
+
+    @property
+    def drained(self) -> bool: ...
+    async def wait(self) -> None: ...
+    def take_nowait(self) -> bytes: ...
+    def idle(self, idle_ns: int, now_ns: int) -> None: ...
+    def linger(self, now_ns: int) -> None: ...
+    def close(self) -> None: ...
+
+
+class Relay:
+    """One upstream stream on its way to one client."""
+
+    __slots__ = ("_held", "_now", "call", "reader")
+
+    def __init__(self, call: Call, reader: StreamReader, now_ns: Callable[[], int]) -> None:
+        self.call = call
+        self.reader = reader
+        self._now = now_ns
+        self._held: list[bytes] = []
+
+    async def commit(self) -> None:
+        """Read up to the first content token, or to a finish without one, and hold what came. Raises Fault."""
+        call, reader = self.call, self.reader
+        size = 0
+        while True:
+            await call.wait()
+            piece = reader.feed(call.take_nowait(), self._now())
+            self._held.append(piece)
+            size += len(piece)
+            # Nothing has been shown yet, so even a break right behind the first token is still a silent fallback.
+            if reader.fault is not None:
+                raise reader.fault
+            if reader.first_content_ns or reader.finish or reader.done:
+                return
+            if size > MOST_HELD:
+                raise Fault("interrupted", "the upstream sends events without content")
+            if call.drained:
+                self._held.append(reader.close(self._now()))
+                if reader.fault is not None:
+                    raise reader.fault
+                if reader.first_content_ns or reader.finish or reader.done:
+                    return
+                raise Fault("bad_answer", "the upstream's stream ended before it said anything", upstream_status=call.status)
+
+    async def run(self, x: Exchange, send: Callable[[bytes, bool], Awaitable[None]]) -> Fault | None:
+        """Move the rest. Returns None after a sound end, the Fault after which the answer is incomplete otherwise."""
+        call, reader = self.call, self.reader
+        now = self._now
+        feed, take, wait = reader.feed, call.take_nowait, call.wait
+        data = b"".join(self._held)
+        self._held.clear()
+        finishing = False
+        seen = 0
+        while True:
+            if data:
+                x.bytes_out += len(data)
+                await send(data, True)
+            if reader.fault is not None:
+                return reader.fault
+            if reader.done:
+                call.linger(now())
+                return None
+            if call.drained:
+                if tail := reader.close(now()):
+                    x.bytes_out += len(tail)
+                    await send(tail, True)
+                if reader.finish or reader.done:
+                    return reader.fault
+                return reader.fault or Fault("interrupted", "the upstream ended its stream in the middle of the answer")
+            if reader.finish and not finishing:
+                finishing = True
+                call.idle(AFTER_FINISH_NS, now())
+            try:
+                await wait()
+            except Fault as fault:
+                # What came before the break is in the client's hands; the rest of the event it broke in is not.
+                return None if reader.finish else fault
+            data = feed(take(), now())
+            if reader.chunks != seen:
+                seen = reader.chunks
+                call.progress = True
+
+    def close(self) -> None:
+        """End the upstream call if it is not over; a lingering one is left to its last packet."""
+        if not self.reader.done:
+            self.call.close()

@@ -1,0 +1,256 @@
+"""Prometheus metrics of one worker, and the sum over all of them.
+
+A worker only counts: one look-up per request in a dict of series, then additions. The supervisor asks every worker for
+a snapshot, adds them up and writes the text. Names and labels are in `FAMILIES`, once.
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterable
+
+import msgspec
+
+from ..errors import TIMEOUTS
+from ..exchange import Exchange
+from .record import overhead_ns
+
+# A hostile client can make up model names on a route that passes them on: beyond this many series they share one.
+MOST_SERIES = 2_000
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+GAPS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.0, 2.5)
+OURS = (0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25)
+
+_SERVED = ("route", "surface", "provider", "model")
+
+# name -> (type, label names, help). Histograms carry their bounds as a fourth.
+FAMILIES: dict[str, tuple[str, tuple[str, ...], str, tuple[float, ...]]] = {
+    "turnout_requests_total": ("counter", (*_SERVED, "status"), "Requests answered, by the status the client got", ()),
+    "turnout_request_duration_seconds": ("histogram", _SERVED, "From the request's head to the end of its answer", SECONDS),
+    "turnout_ttft_seconds": ("histogram", _SERVED, "Streams: from the request's head to the first content token", SECONDS),
+    "turnout_inter_token_seconds": ("histogram", _SERVED, "Streams: mean gap between content chunks, one value a stream", GAPS),
+    "turnout_overhead_seconds": ("histogram", _SERVED, "The gateway's own time to the response head", OURS),
+    "turnout_stage_seconds_total": ("counter", ("route", "stage"), "Time per stage, waiting included", ()),
+    "turnout_tokens_total": ("counter", (*_SERVED, "kind"), "Tokens: prompt (cached ones too), completion, cached, reasoning", ()),
+    "turnout_cost_usd_total": ("counter", _SERVED, "Cost by the price table, all attempts", ()),
+    "turnout_estimated_total": ("counter", _SERVED, "Requests whose usage is our own estimate", ()),
+    "turnout_attempts_total": ("counter", ("route", "provider", "account", "model", "cause", "outcome"), "Tries at upstreams", ()),
+    "turnout_retries_total": ("counter", ("route", "provider"), "Tries again at a target that had failed in the request", ()),
+    "turnout_fallbacks_total": ("counter", ("route", "from", "to", "reason"), "Switches to another target", ()),
+    "turnout_timeouts_total": ("counter", ("route", "provider", "kind"), "Limits that ran out", ()),
+    "turnout_cache_total": ("counter", ("route", "outcome"), "Cache outcomes", ()),
+    "turnout_guard_total": ("counter", ("route", "outcome"), "Guardrail outcomes", ()),
+    "turnout_faults_total": ("counter", ("route", "kind"), "Requests that ended badly", ()),
+    "turnout_in_flight": ("gauge", (), "Requests being served", ()),
+    "turnout_upstream_connections": ("gauge", (), "Open upstream sockets", ()),
+    "turnout_records_dropped_total": ("counter", (), "Records the recorder was too slow for", ()),
+    "turnout_breaker_open": ("gauge", ("provider", "account", "model"), "Workers in which this target's breaker is open", ()),
+    "turnout_breaker_opens_total": ("counter", ("provider", "account", "model"), "Times a breaker opened", ()),
+    "turnout_workers": ("gauge", (), "Workers that answered", ()),
+    "turnout_worker_restarts_total": ("counter", (), "Workers that had to be started again", ()),
+    "turnout_worker_resident_bytes": ("gauge", ("worker",), "Resident memory", ()),
+    "turnout_config_version": ("gauge", (), "Number of the config in force", ()),
+}
+
+Labels = tuple[str, ...]
+Snapshot = dict[str, dict[Labels, float | list[float]]]
+
+
+class Histogram:
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def observe(self, seconds: float) -> None:
+        self.counts[bisect_left(self.bounds, seconds)] += 1
+        self.total += seconds
+
+
+class _Series:
+    """Everything counted for requests of one (route, surface, provider, model)."""
+
+    __slots__ = (
+        "cached", "completion", "cost_nanos", "duration", "estimated", "gap", "ours", "prompt", "reasoning", "statuses", "ttft",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.statuses: dict[int, int] = {}
+        self.duration = Histogram(SECONDS)
+        self.ttft = Histogram(SECONDS)
+        self.gap = Histogram(GAPS)
+        self.ours = Histogram(OURS)
+        self.prompt = self.completion = self.cached = self.reasoning = self.cost_nanos = self.estimated = 0
+
+
+class Metrics:
+    """The counters of one worker."""
+
+    def __init__(self) -> None:
+        self._served: dict[Labels, _Series] = {}
+        self._counts: dict[str, dict[Labels, float]] = {}
+        self._stages: dict[str, list[int]] = {}  # route -> ns of admit, parse, route, upstream, answer
+
+    def count(self, family: str, labels: Labels, by: float = 1) -> None:
+        values = self._counts.get(family)
+        if values is None:
+            values = self._counts[family] = {}
+        if labels in values:
+            values[labels] += by
+        elif len(values) < MOST_SERIES:
+            values[labels] = by
+
+    def observe(self, x: Exchange) -> None:
+        """Count one exchange that has ended."""
+        route = x.route.name if x.route else ""
+        tries = x.attempts
+        last = tries[-1] if tries else None
+        labels = (route, x.surface.name, last.provider if last else "", last.model if last else "")
+        series = self._served.get(labels)
+        if series is None:
+            if len(self._served) >= MOST_SERIES:
+                labels = (*labels[:3], "other")
+            series = self._served.setdefault(labels, _Series())
+        statuses = series.statuses
+        statuses[x.status] = statuses.get(x.status, 0) + 1
+        series.duration.observe((x.ended_ns - x.started_ns) / 1e9)
+        if x.head_ns:
+            series.ours.observe(overhead_ns(x) / 1e9)
+        if x.stream and x.first_content_ns:
+            series.ttft.observe((x.first_content_ns - x.started_ns) / 1e9)
+            if x.chunks > 1:
+                series.gap.observe((x.ended_ns - x.first_content_ns) / 1e9 / (x.chunks - 1))
+        usage = x.usage
+        if usage is not None:
+            series.prompt += usage.prompt
+            series.completion += usage.completion
+            series.cached += usage.cached
+            series.reasoning += usage.reasoning
+            series.estimated += usage.estimated
+            series.cost_nanos += x.cost_nanos
+        if x.routed_ns:
+            stages = self._stages.get(route)
+            if stages is None:
+                stages = self._stages[route] = [0, 0, 0, 0, 0]
+            stages[0] += x.admitted_ns - x.started_ns
+            stages[1] += x.parsed_ns - x.admitted_ns
+            stages[2] += x.routed_ns - x.parsed_ns
+            stages[3] += x.upstream_ns
+            stages[4] += max(0, x.ended_ns - x.routed_ns - x.upstream_ns)
+        count = self.count
+        for a in tries:
+            count("turnout_attempts_total", (route, a.provider, a.account, a.model, a.cause, a.reason or "ok"))
+        if len(tries) > 1 or x.fault is not None or (last is not None and last.reason):
+            self._observe_trouble(x, route)
+        count("turnout_cache_total", (route, x.cache.partition(";")[0]))
+        count("turnout_guard_total", (route, x.guard))
+
+    def _observe_trouble(self, x: Exchange, route: str) -> None:
+        for before, a in zip([None, *x.attempts], x.attempts, strict=False):
+            if a.cause == "retry":
+                self.count("turnout_retries_total", (route, a.provider))
+            elif a.cause == "fallback" and before is not None:
+                self.count("turnout_fallbacks_total", (route, before.provider, a.provider, before.reason))
+            if a.reason in TIMEOUTS:
+                self.count("turnout_timeouts_total", (route, a.provider, a.reason))
+        if x.fault is not None:
+            self.count("turnout_faults_total", (route, x.fault.kind))
+            if x.fault.kind == "total_timeout":
+                self.count("turnout_timeouts_total", (route, "", "total_timeout"))
+
+    def snapshot(self) -> Snapshot:
+        out: Snapshot = {name: dict(values) for name, values in self._counts.items()}
+        for name in FAMILIES:
+            out.setdefault(name, {})
+        for labels, s in self._served.items():
+            for status, n in s.statuses.items():
+                out["turnout_requests_total"][(*labels, str(status))] = n
+            for name, h in (
+                ("turnout_request_duration_seconds", s.duration),
+                ("turnout_ttft_seconds", s.ttft),
+                ("turnout_inter_token_seconds", s.gap),
+                ("turnout_overhead_seconds", s.ours),
+            ):
+                if any(h.counts):
+                    out[name][labels] = [*h.counts, h.total]
+            for kind in ("prompt", "completion", "cached", "reasoning"):
+                out["turnout_tokens_total"][(*labels, kind)] = getattr(s, kind)
+            out["turnout_cost_usd_total"][labels] = s.cost_nanos / 1e9
+            out["turnout_estimated_total"][labels] = s.estimated
+        for route, stages in self._stages.items():
+            for stage, ns in zip(("admit", "parse", "route", "upstream", "answer"), stages, strict=True):
+                out["turnout_stage_seconds_total"][route, stage] = ns / 1e9
+        return {name: values for name, values in out.items() if values}
+
+
+def encode(snapshot: Snapshot) -> bytes:
+    """For the control channel: labels as lists, because MessagePack maps want plain keys."""
+    return msgspec.msgpack.encode([(name, list(labels), value) for name, vs in snapshot.items() for labels, value in vs.items()])
+
+
+def decode(data: bytes) -> Snapshot:
+    out: Snapshot = {}
+    for name, labels, value in msgspec.msgpack.decode(data):
+        out.setdefault(name, {})[tuple(labels)] = value
+    return out
+
+
+def add(snapshots: Iterable[Snapshot]) -> Snapshot:
+    """The sum. Gauges add up too: each worker has its own part of them."""
+    out: Snapshot = {}
+    for snapshot in snapshots:
+        for name, values in snapshot.items():
+            into = out.setdefault(name, {})
+            for labels, value in values.items():
+                have = into.get(labels)
+                if have is None:
+                    into[labels] = list(value) if isinstance(value, list) else value
+                elif isinstance(value, list) and isinstance(have, list):
+                    into[labels] = [a + b for a, b in zip(have, value, strict=True)]
+                elif not isinstance(value, list) and not isinstance(have, list):
+                    into[labels] = have + value
+    return out
+
+
+def counters_only(snapshot: Snapshot) -> Snapshot:
+    """What of a worker that has gone still counts."""
+    return {name: values for name, values in snapshot.items() if FAMILIES[name][0] != "gauge"}
+
+
+def text(snapshot: Snapshot) -> bytes:
+    """Prometheus' text format, version 0.0.4."""
+    lines: list[str] = []
+    for name, (kind, label_names, help_, bounds) in FAMILIES.items():
+        values = snapshot.get(name)
+        if not values:
+            continue
+        lines += (f"# HELP {name} {help_}", f"# TYPE {name} {kind}")
+        for labels, value in sorted(values.items()):
+            pairs = [f'{n}="{_escape(v)}"' for n, v in zip(label_names, labels, strict=True)]
+            if isinstance(value, list):
+                running = 0.0
+                for bound, n in zip((*map(_number, bounds), "+Inf"), value[:-1], strict=True):
+                    running += n
+                    lines.append(f"{name}_bucket{_braces([*pairs, _le(bound)])} {_number(running)}")
+                lines.append(f"{name}_sum{_braces(pairs)} {_number(value[-1])}")
+                lines.append(f"{name}_count{_braces(pairs)} {_number(running)}")
+            else:
+                lines.append(f"{name}{_braces(pairs)} {_number(value)}")
+    return ("\n".join(lines) + "\n").encode()
+
+
+def _braces(pairs: list[str]) -> str:
+    return "{" + ",".join(pairs) + "}" if pairs else ""
+
+
+def _escape(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+def _number(value: float) -> str:
+    return str(int(value)) if value == int(value) else repr(round(value, 12))
+
+
+def _le(bound: str) -> str:
+    return f'le="{bound}"'

@@ -1,0 +1,194 @@
+"""One attempt against one provider account: ask, read the head, say what a refusal means."""
+
+import email.utils
+from typing import Any
+
+import msgspec
+
+from ..errors import Fault
+from ..exchange import Exchange, Headers
+from .client import Call, Client
+from .connect import Origin
+
+MAX_ANSWER_BYTES = 32 * 1024 * 1024
+MAX_ERROR_BYTES = 1024 * 1024
+# What a provider says in an error is shown to the client up to here.
+MAX_MESSAGE = 2_000
+
+
+class ErrorObject(msgspec.Struct):
+    """What providers put into errors, in all the dialects seen in recorded traffic."""
+
+    message: Any = None
+    code: Any = None
+    type: Any = None
+    param: Any = None
+    status_code: Any = None
+
+
+class ErrorEnvelope(msgspec.Struct):
+    error: Any = None
+    message: Any = None
+    detail: Any = None
+
+
+_decode_envelope = msgspec.json.Decoder(ErrorEnvelope).decode
+
+
+class OpenAIPort:
+    """The way to one account of an OpenAI-wire provider. Heads are put together once per config."""
+
+    def __init__(
+        self, client: Client, origin: Origin, credential: dict[str, str], *, include_usage: bool, user_agent: str
+    ) -> None:
+        self._client = client
+        self._origin = origin
+        self._lines = (
+            f"host: {origin.authority}\r\n"
+            f"user-agent: {user_agent}\r\n"
+            # Compressed answers would have to be opened to find usage and events; loopback and data centres do not need it.
+            "accept-encoding: identity\r\n"
+            "content-type: application/json\r\n"
+            + origin.proxy_header
+            + "".join(f"{name}: {value}\r\n" for name, value in credential.items())
+        )
+        self._heads: dict[tuple[str, bool], bytes] = {}
+        self.include_usage = include_usage
+
+    def _head(self, path: str, stream: bool) -> bytes:
+        head = self._heads.get((path, stream))
+        if head is None:
+            o = self._origin
+            accept = "text/event-stream" if stream else "application/json"
+            head = f"POST {o.target_prefix}{o.base_path}{path} HTTP/1.1\r\n{self._lines}accept: {accept}\r\ncontent-length: "
+            head = self._heads[path, stream] = head.encode("latin-1")
+        return head
+
+    async def open(
+        self, x: Exchange, first_ms: int, pieces: list[bytes | memoryview], length: int, now_ns: int, fresh: bool = False
+    ) -> Call:
+        """Send the request. `pieces` are the body, of `length` bytes. Within `first_ms` the first token of a stream or
+        the head of a whole answer must come. Raises Fault when no connection can be had."""
+        route = x.route
+        assert route is not None
+        stream = x.stream
+        head = self._head(x.surface.upstream_path, stream) + b"%d\r\n" % length
+        for name, value in x.forward:
+            head += name + b": " + value + b"\r\n"
+        connect_ms = min(route.connect_ms, max(1, (x.deadline_ns - now_ns) // 1_000_000))
+        call = await self._client.open(
+            self._origin,
+            [head + b"\r\n", *pieces],
+            whole=not stream,
+            most=MAX_ANSWER_BYTES,
+            connect_s=connect_ms / 1000,
+            fresh=fresh,
+        )
+        idle_ns = route.idle_ms * 1_000_000
+        if stream:
+            call.limit(now_ns + first_ms * 1_000_000, "ttft_timeout", x.deadline_ns, idle_ns)
+        else:
+            call.limit(now_ns + first_ms * 1_000_000, "plain_timeout", x.deadline_ns, idle_ns)
+        return call
+
+
+def is_json(media_type: bytes) -> bool:
+    return media_type == b"application/json" or media_type.endswith(b"+json")
+
+
+def passed_headers(call: Call, allowed: frozenset[bytes]) -> Headers:
+    return [(lower, value) for name, value in call.headers if (lower := name.lower()) in allowed]
+
+
+def header(call: Call, wanted: bytes) -> bytes:
+    return next((value for name, value in call.headers if name.lower() == wanted), b"")
+
+
+def refusal(status: int, body: bytes, media_type: bytes, headers: list[tuple[bytes, bytes]], wall_s: float) -> Fault:
+    """What a status other than 2xx means (DESIGN: whose fault, and where trying again makes sense)."""
+    message, code = describe(body) if is_json(media_type) or body[:1] == b"{" else ("", "")
+    said = f": {message}" if message else ""
+    wait = retry_after_s(headers, wall_s)
+    if status == 429:
+        # An exhausted account will not recover in this request; a rate limit may.
+        retry = "other" if code == "insufficient_quota" else None
+        return Fault("rate_limited", f"the upstream limits our rate{said}", retry_after_s=wait, upstream_status=429, retry=retry)
+    if status in (503, 529):
+        return Fault("overloaded", f"the upstream is overloaded{said}", retry_after_s=wait, upstream_status=status)
+    if status >= 500 or status == 408:
+        return Fault("server_error", f"the upstream failed with status {status}{said}", upstream_status=status)
+    if status in (401, 403):
+        # Not the caller's key: ours. The provider's words may name our account, so they are not handed on.
+        return Fault("credential", "the upstream refused the gateway's credential", upstream_status=status)
+    if status == 404:
+        return Fault("not_found", "the upstream does not know this model or endpoint", upstream_status=404)
+    if 300 <= status < 400:
+        return Fault("protocol", "the upstream answered with a redirect, which is never followed", upstream_status=status)
+    own_words = body if is_json(media_type) and has_error_object(body) else b""
+    return Fault(
+        "refused",
+        message or f"the upstream refused the request with status {status}",
+        upstream_status=status,
+        body=own_words,
+        code=code or None,
+    )
+
+
+def has_error_object(body: bytes) -> bool:
+    try:
+        return isinstance(_decode_envelope(body).error, dict)
+    except (msgspec.DecodeError, RecursionError):
+        return False
+
+
+def describe(body: bytes) -> tuple[str, str]:
+    """Message and code of an error body in whatever dialect it is; empty strings where there is none."""
+    try:
+        e = _decode_envelope(body)
+    except (msgspec.DecodeError, RecursionError):
+        return "", ""
+    inner = e.error if e.error is not None else e.message if e.message is not None else e.detail
+    if isinstance(inner, dict):
+        message, code = inner.get("message", ""), inner.get("code") or inner.get("type") or ""
+    else:
+        message, code = inner, ""
+    if message is not None and not isinstance(message, str):
+        message = msgspec.json.encode(message).decode()
+    return (message or "")[:MAX_MESSAGE], str(code)[:100]
+
+
+def event_fault(error: msgspec.Raw) -> Fault:
+    """The fault of an error event inside a stream that began with status 200."""
+    message, code = describe(b'{"error":' + bytes(error) + b"}")
+    try:
+        e = msgspec.json.decode(error, type=ErrorObject)
+        status = next((int(v) for v in (e.status_code, e.code) if isinstance(v, int) and 400 <= v < 600), 0)
+    except (msgspec.DecodeError, RecursionError):
+        status = 0
+    said = f": {message}" if message else ""
+    if status in (400, 413, 422):
+        return Fault("refused", message or "the upstream refused the request", upstream_status=status, code=code or None)
+    if status == 429 or code in ("rate_limit_exceeded", "rate_limit_error"):
+        return Fault("rate_limited", f"the upstream limits our rate{said}", upstream_status=429)
+    return Fault("server_error", f"the upstream reported an error inside its stream{said}", upstream_status=status)
+
+
+def retry_after_s(headers: list[tuple[bytes, bytes]], wall_s: float) -> float | None:
+    """Seconds to stay away, from `retry-after-ms` or `retry-after` (a number or a date); None if not said."""
+    found: float | None = None
+    for name, value in headers:
+        lower = name.lower()
+        try:
+            if lower == b"retry-after-ms":
+                found = float(value) / 1000
+                if found > 0:  # Azure sends 0 beside a true retry-after
+                    return found
+            elif lower == b"retry-after" and not found:
+                found = float(value)
+        except ValueError:
+            if lower == b"retry-after":
+                try:
+                    found = max(0.0, email.utils.parsedate_to_datetime(value.decode("latin-1")).timestamp() - wall_s)
+                except (ValueError, TypeError):
+                    continue
+    return found if found is not None and 0 <= found < 1e7 else None

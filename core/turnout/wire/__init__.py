@@ -1,0 +1,1 @@
+"""Bytes to Structs and back. Pure: no clock, no socket, no config."""

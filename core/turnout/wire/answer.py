@@ -1,0 +1,115 @@
+"""What we read of answers: usage, finish reasons, errors, and whether a chunk carries content."""
+
+import msgspec
+
+from ..exchange import Usage
+
+MOST_TOKENS = 100_000_000  # more than any model can take; a larger number is a provider's mistake, not a bill
+
+_EMPTY = frozenset((b"", b"null", b'""', b"[]", b"{}"))
+_NONE = msgspec.Raw(b"")
+
+
+class Delta(msgspec.Struct):
+    content: msgspec.Raw = _NONE  # a string; Mistral's reasoning models send a list of parts
+    tool_calls: msgspec.Raw = _NONE
+    function_call: msgspec.Raw = _NONE
+    reasoning_content: msgspec.Raw = _NONE
+    reasoning: msgspec.Raw = _NONE
+    refusal: msgspec.Raw = _NONE
+    audio: msgspec.Raw = _NONE
+
+
+class ChunkChoice(msgspec.Struct):
+    delta: Delta | None = None
+    text: msgspec.Raw = _NONE  # /v1/completions
+    finish_reason: str | None = None
+
+
+class Chunk(msgspec.Struct):
+    choices: list[ChunkChoice] | None = None
+    usage: msgspec.Raw = _NONE
+    error: msgspec.Raw = _NONE
+
+
+class Choice(msgspec.Struct):
+    finish_reason: str | None = None
+
+
+class Answer(msgspec.Struct):
+    choices: list[Choice] | None = None
+    usage: msgspec.Raw = _NONE
+    error: msgspec.Raw = _NONE
+
+
+Count = int | float | None
+
+
+class _PromptDetails(msgspec.Struct):
+    cached_tokens: Count = None
+    cache_write_tokens: Count = None
+
+
+class _CompletionDetails(msgspec.Struct):
+    reasoning_tokens: Count = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: Count = None
+    completion_tokens: Count = None
+    total_tokens: Count = None
+    prompt_tokens_details: _PromptDetails | None = None
+    completion_tokens_details: _CompletionDetails | None = None
+    prompt_cache_hit_tokens: Count = None  # DeepSeek's name for cached ones
+
+
+decode_chunk = msgspec.json.Decoder(Chunk).decode
+decode_answer = msgspec.json.Decoder(Answer).decode
+_decode_usage = msgspec.json.Decoder(_Usage).decode
+
+
+def is_set(raw: msgspec.Raw) -> bool:
+    """Whether a field is there and not null or empty."""
+    return bytes(raw) not in _EMPTY
+
+
+def content_bytes(choice: ChunkChoice) -> int:
+    """How many bytes of content a chunk's choice carries, JSON spelling and all; 0 for a role or lifecycle frame."""
+    d = choice.delta
+    if d is None:
+        return len(choice.text) if is_set(choice.text) else 0
+    if bytes(d.content) not in _EMPTY:  # by far the most frequent
+        return len(d.content)
+    for raw in (d.tool_calls, d.reasoning_content, d.reasoning, d.refusal, d.function_call, d.audio):
+        if is_set(raw):
+            return len(raw)
+    return 0
+
+
+def usage_of(raw: msgspec.Raw) -> Usage | None:
+    """Tokens in OpenAI's meaning; None where there is none or it makes no sense (negative, huge, not a number)."""
+    if not is_set(raw):
+        return None
+    try:
+        u = _decode_usage(raw)
+    except msgspec.DecodeError:
+        return None
+    prompt, completion = _count(u.prompt_tokens), _count(u.completion_tokens)
+    if prompt is None:
+        return None
+    if completion is None:
+        total = _count(u.total_tokens)
+        completion = max(0, total - prompt) if total is not None else 0
+    p, c = u.prompt_tokens_details, u.completion_tokens_details
+    cached = _count(p.cached_tokens) if p else _count(u.prompt_cache_hit_tokens)
+    return Usage(
+        prompt,
+        completion,
+        min(cached or 0, prompt),
+        (_count(p.cache_write_tokens) or 0) if p else 0,
+        (_count(c.reasoning_tokens) or 0) if c else 0,
+    )
+
+
+def _count(n: Count) -> int | None:
+    return int(n) if n is not None and 0 <= n <= MOST_TOKENS else None

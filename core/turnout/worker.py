@@ -1,0 +1,114 @@
+"""One worker process: `python -m turnout.worker CONTROL_FD LISTEN_FD RING_FD NUMBER PARENT_PID`.
+
+It reads no file and no environment: config and secrets come over the control channel. When that channel ends, the
+supervisor is dead, and the worker ends at once so that no orphan listens on.
+"""
+
+import asyncio
+import gc
+import os
+import signal
+import socket
+import sys
+from typing import Any
+
+import uvloop
+
+from .app import App
+from .config.load import from_wire
+from .telemetry import metrics
+from .telemetry.ring import Ring
+from .ingress import control
+
+
+class Worker:
+    def __init__(self, sock: socket.socket, listen_fd: int, ring: Ring, number: int, first: dict[str, Any]) -> None:
+        self._sock = sock
+        self._listen_fd = listen_fd
+        self._ring = ring
+        self._number = number
+        self._first = first
+        self._done = asyncio.Event()
+
+    async def run(self) -> None:
+        first = self._first
+        config = from_wire(first["data"], first["secrets"])
+        self._app = app = App(
+            config,
+            version=first["version"],
+            dev=first["dev"],
+            worker=self._number,
+            ring=self._ring,
+            simulators=first["simulators"],
+        )
+        from .ingress.granian_server import GranianServer
+
+        self._server = GranianServer(app, self._listen_fd, config.listen)
+        serving = asyncio.create_task(self._server.serve())
+        reader, self._writer = await asyncio.open_connection(sock=self._sock)
+        # Everything made so far lives as long as the process: the collector need not look at it again. The threshold is
+        # raised because a request makes many short-lived containers and no cycles.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(20_000, 20, 50)
+        self._say("ready", os.getpid())
+        listening = asyncio.create_task(self._listen(reader))
+        await self._done.wait()
+        listening.cancel()
+        self._server.stop()
+        await serving
+        app.close()
+
+    def _say(self, kind: str, value: Any) -> None:
+        self._writer.write(control.pack(kind, value))
+
+    async def _listen(self, reader: asyncio.StreamReader) -> None:
+        while True:
+            try:
+                kind, value = await control.receive(reader)
+            except (asyncio.IncompleteReadError, ConnectionError):
+                os._exit(1)  # the supervisor is gone
+            if kind == "metrics":
+                self._say("metrics", [value, metrics.encode(self._app.snapshot())])
+            elif kind == "config":
+                try:
+                    config = from_wire(value["data"], value["secrets"])
+                    self._app.apply(config, value["version"], value["simulators"])
+                    self._say("applied", value["version"])
+                except Exception as exc:  # checked by the supervisor before; the old config stays in force
+                    self._say("failed", f"{type(exc).__name__} while applying config {value['version']}")
+            elif kind == "drain":
+                self._draining = asyncio.create_task(self._drain(value))
+
+    async def _drain(self, seconds: float) -> None:
+        """Live requests go on for up to `seconds`; then the worker ends."""
+        self._app.drain()
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        while self._app.callers.live and loop.time() < end:
+            await asyncio.sleep(0.02)
+        self._done.set()
+
+
+def main() -> None:
+    control_fd, listen_fd, ring_fd, number, parent = map(int, sys.argv[1:6])
+    control.die_with_parent(parent)
+    control.raise_file_limit()
+    # Ctrl-C reaches the whole process group; the supervisor decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sock = socket.socket(fileno=control_fd)
+    kind, first = control.receive_now(sock)
+    if kind != "config":
+        raise SystemExit("expected a config")
+    sock.setblocking(False)
+    ring = Ring(ring_fd)
+
+    async def run() -> None:
+        await Worker(sock, listen_fd, ring, number, first).run()
+
+    uvloop.run(run())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,11 @@
+//! The native half of Turnout. This file is only the list of what there is.
+
+pub mod kernels;
+
+use pyo3::prelude::*;
+
+#[pymodule]
+fn _native(m: &Bound<'_, PyModule>) -> PyResult<()> {
+    m.add_class::<kernels::scan::FieldScanner>()?;
+    Ok(())
+}
