@@ -6,6 +6,7 @@ but in nanoseconds instead of 10 ms ticks. Children that have ended are in their
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import http.client
 import os
@@ -198,7 +199,8 @@ class Server:
         for pid in left:
             fields = _stat(pid)
             if fields and int(fields[3]) == self.root:  # still ours: the session's id cannot be reused while it lives
-                os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
 
 def get_status(port: int, path: str) -> int:
