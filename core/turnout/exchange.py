@@ -11,6 +11,7 @@ import msgspec
 from .catalog import Price
 from .errors import Fault
 
+OFF = "bypass;off"  # the cache outcome of a route that has none
 Headers = list[tuple[bytes, bytes]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -150,7 +151,7 @@ class Exchange(msgspec.Struct, kw_only=True):
     deadline_ns: int = 0
     attempts: list[Attempt] = []
     fault: Fault | None = None  # how it ended, if badly
-    cache: str = "bypass;off"
+    cache: str = OFF
     guard: str = "none"
 
     admitted_ns: int = 0

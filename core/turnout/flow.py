@@ -18,12 +18,12 @@ from .admit.keys import Keyring
 from .catalog import Catalog
 from .clock import Clock
 from .errors import TABLE, UPSTREAM, Fault, error_body
-from .exchange import Attempt, Exchange, Headers, Reply, Target, Usage
+from .exchange import OFF, Attempt, Exchange, Headers, Reply, Target, Usage
 from .route.attempts import Attempts, Wait
 from .route.stage import Routes
 from .stream.reader import StreamReader
 from .stream.relay import Relay
-from .upstream.attempt import MAX_ERROR_BYTES, event_fault, is_json, passed_headers, refusal
+from .upstream.attempt import MAX_ERROR_BYTES, Request, event_fault, is_json, passed_headers, refusal
 from .upstream.client import Call
 from .wire.answer import decode_answer, is_set, usage_of
 from .wire.headers import TO_CLIENT, header_value
@@ -48,7 +48,9 @@ class Caller(Protocol):
 
     async def read_body(self, most: int) -> bytes: ...
     async def start(self, status: int, headers: Headers) -> None: ...
+    async def reply(self, status: int, headers: Headers, body: bytes) -> None: ...
     async def send(self, data: bytes, more: bool) -> None: ...
+    def push(self, data: bytes) -> bool: ...
     def hold(self, headers: Headers) -> None: ...
     def release(self) -> Awaitable[None] | None: ...
 
@@ -82,6 +84,7 @@ class Flow:
         self._rng = rng
         self._settled = settled
         self._body_limit = body_limit
+        self._usual: dict[int, Headers] = {}  # by target; targets live as long as their flow
 
     # ---- the line ----------------------------------------------------------------------------------------------
 
@@ -89,7 +92,8 @@ class Flow:
         """Serve one request of a model surface. Never raises, except for cancellation from outside."""
         try:
             self.admit(x, key)
-            await self.read(x, caller)
+            x.body = await caller.read_body(self._body_limit)
+            self.read(x)
             self.route(x)
             if x.stream:
                 await self.stream(x, caller)
@@ -106,9 +110,9 @@ class Flow:
         x.principal = self.keyring.admit(key)
         x.admitted_ns = self._now()
 
-    async def read(self, x: Exchange, caller: Caller) -> None:
-        """The body, and the few fields of it that are acted on."""
-        x.body = body = await caller.read_body(self._body_limit)
+    def read(self, x: Exchange) -> None:
+        """The few fields of the body that are acted on."""
+        body = x.body
         reader = self._reader
         x.spans = spans = reader.scan(body)
         x.model = reader.model(body, spans)
@@ -159,7 +163,7 @@ class Flow:
             else:
                 x.head_ns = self._now()
                 await caller.start(200, STREAM_HEADERS + passed_headers(relay.call, TO_CLIENT) + self.marks(x, target))
-            fault = await relay.run(x, caller.send)
+            fault = await relay.run(x, caller)
         finally:
             relay.close()
             self.book_stream(x, attempt, target, relay.reader)
@@ -215,13 +219,14 @@ class Flow:
 
     async def ask_plain(self, x: Exchange, target: Target, attempt: Attempt) -> tuple[bytes, Call, Target]:
         """One attempt at a whole answer. Raises Fault."""
-        call = await self.open(x, target, attempt)
+        request = self.request(x, target, attempt)
+        call = target.port.open_nowait(request) or await target.port.open(request)
         try:
             body = await call.wait_whole()
         except Fault:
             if not call.stale:
                 raise
-            call = await self.open(x, target, attempt, fresh=True)
+            call = await target.port.open(request)
             body = await self._whole_or_close(call)
         except BaseException:
             call.close()
@@ -262,14 +267,15 @@ class Flow:
 
     async def ask_stream(self, x: Exchange, target: Target, attempt: Attempt) -> tuple[Relay, Target]:
         """One attempt at a stream, up to its first content token. Raises Fault."""
-        call = await self.open(x, target, attempt)
+        request = self.request(x, target, attempt)
+        call = target.port.open_nowait(request) or await target.port.open(request)
         try:
             try:
                 await call.wait_head()
             except Fault:
                 if not call.stale:
                     raise
-                call = await self.open(x, target, attempt, fresh=True)
+                call = await target.port.open(request)
                 await call.wait_head()
             attempt.status = call.status
             attempt.first_byte_ns = call.first_byte_ns
@@ -292,21 +298,30 @@ class Flow:
         call.idle(x.route.idle_ms * 1_000_000, now)
         return relay, target
 
-    async def open(self, x: Exchange, target: Target, attempt: Attempt, fresh: bool = False) -> Call:
-        """Send the client's own bytes, with the target's model name and what the route sets put in."""
+    def request(self, x: Exchange, target: Target, attempt: Attempt) -> Request:
+        """What goes upstream: the client's own bytes, with the target's model name and what the route sets put in."""
         route = x.route
         assert route is not None
         model = target.model_json
         if model is None and route.strip_prefix:
             model = msgspec.json.encode(self.own_model(x))
-        port = target.port
-        inject = x.stream and port.include_usage and not x.asked_usage
+        stream = x.stream
+        inject = stream and target.port.include_usage and not x.asked_usage
         pieces, length = self._reader.onward(x.body, x.spans, model, route.sets, inject)
-        now = self._now()
-        if not fresh:
-            attempt.started_ns = now
-        first_ms = (target.ttft_ms if x.stream else target.plain_ms) or self.patience_ms(x, target)
-        return await port.open(x, first_ms, pieces, length, now, fresh)
+        attempt.started_ns = now = self._now()
+        first_ms = (target.ttft_ms if stream else target.plain_ms) or self.patience_ms(x, target)
+        return Request(
+            x.surface.upstream_path,
+            stream,
+            pieces,
+            length,
+            x.forward,
+            now,
+            now + first_ms * 1_000_000,
+            x.deadline_ns,
+            route.connect_ms,
+            route.idle_ms * 1_000_000,
+        )
 
     def own_model(self, x: Exchange) -> str:
         """The model name that goes on where the target names none."""
@@ -347,8 +362,7 @@ class Flow:
         x.committed = True
         x.bytes_out = len(reply.body)
         x.head_ns = x.head_ns or self._now()
-        await caller.start(reply.status, reply.headers)
-        await caller.send(reply.body, False)
+        await caller.reply(reply.status, reply.headers, reply.body)
 
     async def refuse(self, x: Exchange, fault: Fault, caller: Caller) -> None:
         """The answer to a fault: a status and an OpenAI-shaped body, or in-band where the head is already out."""
@@ -380,10 +394,23 @@ class Flow:
 
     def marks(self, x: Exchange, target: Target | None) -> Headers:
         """The headers that say what was done: on every answer."""
-        out: Headers = [(b"x-request-id", x.id.encode()), (b"x-turnout-config-version", b"%d" % self.version)]
+        tries = len(x.attempts)
+        if target is not None and tries == 1 and target.model is not None and x.cache is OFF:
+            # The usual case, put together once per target.
+            out = self._usual.get(id(target))
+            if out is None:
+                out = self._usual[id(target)] = self._marks(x, target, tries)
+            out = out.copy()
+        else:
+            out = self._marks(x, target, tries)
+        out.append((b"x-request-id", x.id.encode()))
+        out.append((b"x-turnout-overhead-us", b"%d" % ((self._now() - x.started_ns - x.upstream_ns) // 1000)))
+        return out
+
+    def _marks(self, x: Exchange, target: Target | None, tries: int) -> Headers:
+        out: Headers = [(b"x-turnout-config-version", b"%d" % self.version)]
         if x.route is not None:
             out.append(x.route.header)
-            tries = len(x.attempts)
             out.append((b"x-turnout-attempts", b"%d" % tries))
             out.append((b"x-turnout-fallback", x.fallback.encode() if tries > 1 else b"none"))
             out.append((b"x-turnout-cache", x.cache.encode()))
@@ -391,8 +418,6 @@ class Flow:
             out += target.head
             if target.model is None:
                 out.append((b"x-turnout-model", header_value(self.own_model(x))))
-        ours = self._now() - x.started_ns - x.upstream_ns
-        out.append((b"x-turnout-overhead-us", b"%d" % (ours // 1000)))
         return out
 
     def early_marks(self, x: Exchange) -> Headers:
@@ -402,7 +427,7 @@ class Flow:
 
     def late_note(self, x: Exchange, target: Target) -> bytes:
         """A comment with what would have been headers."""
-        pairs = b" ".join(name + b"=" + value for name, value in self.marks(x, target)[2:])
+        pairs = b" ".join(name + b"=" + value for name, value in self._marks(x, target, len(x.attempts)))
         return b": turnout " + pairs.replace(b"x-turnout-", b"") + b"\n\n"
 
     # ---- the end -----------------------------------------------------------------------------------------------

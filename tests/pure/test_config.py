@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
@@ -142,7 +141,9 @@ def test_a_byte_order_mark_is_skipped() -> None:
 
 def test_a_message_is_always_one_line_of_visible_characters() -> None:
     (line,) = refused(GOOD + '"x\\nturnout.yaml:1: forged\\e[31m": 1\n')
-    assert "\n" not in line and "\x1b" not in line and "unknown field" in line
+    assert "\n" not in line
+    assert "\x1b" not in line
+    assert "unknown field" in line
 
 
 @pytest.mark.parametrize(
@@ -195,7 +196,10 @@ def test_a_wrong_field_is_refused_by_path_and_line(old: str, new: str, line: str
     ("extra", "line"),
     [
         ("    targets: []\n", "15: routes[0].targets: expected list of length >= 1"),
-        ("    routing_policy: {kind: wighted}\n", "18: routes[0].routing_policy.kind: expected one of ordered, weighted"),
+        (
+            "    routing_policy: {kind: wighted}\n",
+            "18: routes[0].routing_policy.kind: expected one of ordered, weighted",
+        ),
         ("    routing_policy: {}\n", "18: routes[0].routing_policy.kind: required, but missing: expected one of"),
         ("    retries: {max: -1}\n", "18: routes[0].retries.max: expected int >= 0"),
         ("    retries: 3\n", "18: routes[0].retries: expected mapping, got int"),
@@ -246,17 +250,23 @@ def test_a_literal_secret_is_refused_and_not_repeated(old: str, new: str, where:
 @pytest.mark.parametrize("value", ["7", "true", "[env:A]", f"{{{SECRET}: 1}}"])
 def test_a_secret_that_is_no_text_is_refused_and_not_repeated(value: str) -> None:
     (line,) = refused(with_("api_key: env:A_KEY", f"api_key: {value}"))
-    assert "by reference only" in line and SECRET not in line
+    assert "by reference only" in line
+    assert SECRET not in line
 
 
-@pytest.mark.parametrize("value", [f"*{SECRET}", f"!{SECRET} x", f"!{SECRET}!x y", f"&{SECRET}", f'"\\{SECRET}"', f"%{SECRET}", f"@{SECRET}"])
+@pytest.mark.parametrize(
+    "value", [f"*{SECRET}", f"!{SECRET} x", f"!{SECRET}!x y", f"&{SECRET}", f'"\\{SECRET}"', f"%{SECRET}", f"@{SECRET}"]
+)
 def test_yaml_errors_do_not_repeat_what_they_stumbled_over(value: str) -> None:
     text = "\n".join(refused(with_("env:A_KEY", value)))
-    assert SECRET not in text and SECRET[1:] not in text
+    assert SECRET not in text
+    assert SECRET[1:] not in text
 
 
 def resolver_says(ref: str, environ: dict[str, str] | None = None) -> str:
-    (line,) = refused(with_("env:A_KEY", ref), resolver=lambda r: "x" * 20 if r == "env:APP_KEY" else SecretResolver(environ or {})(r))
+    (line,) = refused(
+        with_("env:A_KEY", ref), resolver=lambda r: "x" * 20 if r == "env:APP_KEY" else SecretResolver(environ or {})(r)
+    )
     prefix = "turnout.yaml:10: providers.a.api_key: "
     assert line.startswith(prefix)
     return line.removeprefix(prefix)
@@ -281,7 +291,10 @@ def test_a_secret_that_cannot_be_read_is_refused_with_its_place(tmp_path: Path) 
 @pytest.mark.parametrize("value", ["a\nb", "a\r\nx-evil: 1", " a", "a ", "a\tb", "käse", "a\0b"])
 def test_a_secret_that_would_break_a_header_is_refused_and_not_repeated(value: str) -> None:
     said = resolver_says("env:BAD_KEY", {"BAD_KEY": value})
-    assert said == "the environment variable BAD_KEY holds characters that no key has: line ends, spaces around it, or non-ASCII"
+    assert (
+        said
+        == "the environment variable BAD_KEY holds characters that no key has: line ends, spaces around it, or non-ASCII"
+    )
 
 
 def test_the_resolver_reads_once_strips_the_last_line_end_and_remembers(tmp_path: Path) -> None:
@@ -303,12 +316,18 @@ def test_a_worker_gets_the_same_config_from_the_wire_and_needs_no_yaml() -> None
     with pytest.raises(ValueError, match="was not handed over"):
         MapResolver({})("env:X")
     code = "import sys, turnout.config.load; sys.exit('yaml' in sys.modules or 'tomllib' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}).returncode == 0
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        ).returncode
+        == 0
+    )
 
 
 def test_the_digest_names_the_data_and_not_the_secrets() -> None:
     digest = load_text(GOOD).digest
-    assert len(digest) == 12 and int(digest, 16) >= 0
+    assert len(digest) == 12
+    assert int(digest, 16) >= 0
     assert load_text("# a comment\n" + GOOD).digest == digest
     assert load_text(GOOD, resolver=lambda ref: "rotated-" + resolve(ref)).digest == digest
     assert load_text(with_("8080", "8082")).digest != digest

@@ -22,16 +22,28 @@ CROSS: list[tuple[str, str, str]] = [
     ("name: app", "name: -app", "4: auth.keys[0].name: not a name: use letters"),
     ("name: chat", "name: chät", "12: routes[0].name: not a name: use letters"),
     ("      key: env:APP_KEY", TWO_KEYS % ("app", "env:B"), "6: auth.keys[1].name: another key has this name already"),
-    ("      key: env:APP_KEY", TWO_KEYS % ("b", "env:APP_KEY"), "6: auth.keys[1].key: has the same value as auth.keys[0].key"),
+    (
+        "      key: env:APP_KEY",
+        TWO_KEYS % ("b", "env:APP_KEY"),
+        "6: auth.keys[1].key: has the same value as auth.keys[0].key",
+    ),
     ("name: app", "name: app\n      team: a/b", "5: auth.keys[0].team: not a name"),
     ("name: app", "name: app\n      tags: ['a,b']", "5: auth.keys[0].tags[0]: expected printable ASCII without commas"),
-    ("name: app", "name: app\n      models: ['']", "5: auth.keys[0].models[0]: expected a pattern of 1 to 200 characters"),
+    (
+        "name: app",
+        "name: app\n      models: ['']",
+        "5: auth.keys[0].models[0]: expected a pattern of 1 to 200 characters",
+    ),
     (
         "    api_key: env:A_KEY",
         "    api_key: env:A_KEY\n    accounts: [{name: x, api_key: env:B}]",
         "10: providers.a.api_key: give either api_key or accounts, not both",
     ),
-    ("    api_key: env:A_KEY\n", "", "7: providers.a.api_key: required (or accounts), because base_url is not http on a loopback"),
+    (
+        "    api_key: env:A_KEY\n",
+        "",
+        "7: providers.a.api_key: required (or accounts), because base_url is not http on a loopback",
+    ),
     (
         "    api_key: env:A_KEY",
         "    accounts:\n    - {name: x, api_key: env:B}\n    - {name: x, api_key: env:C}",
@@ -65,24 +77,56 @@ CROSS: list[tuple[str, str, str]] = [
     ("/v1", "/v1?key=x", "9: providers.a.base_url: a URL here may hold no query and no fragment"),
     ("/v1", "/v1#x", "9: providers.a.base_url: a URL here may hold no query and no fragment"),
     ("/v1", "/v1/chat/completions", "9: providers.a.base_url: ends too late"),
-    ("https://a.example.com/v1", '"https://a.exam\\nple.com/v1"', "9: providers.a.base_url: expected a URL of printable ASCII"),
+    (
+        "https://a.example.com/v1",
+        '"https://a.exam\\nple.com/v1"',
+        "9: providers.a.base_url: expected a URL of printable ASCII",
+    ),
     *(
-        ("    api_key", f"    headers: {{{name}: x}}\n    api_key", f"10: providers.a.headers.{name}: Turnout writes this")
+        (
+            "    api_key",
+            f"    headers: {{{name}: x}}\n    api_key",
+            f"10: providers.a.headers.{name}: Turnout writes this",
+        )
         for name in ("Host", "content-length", "Transfer-Encoding", "connection")
     ),
-    ("    api_key", f"    headers: {{Authorization: Bearer {SECRET}}}\n    api_key", "10: providers.a.headers.Authorization: carries"),
+    (
+        "    api_key",
+        f"    headers: {{Authorization: Bearer {SECRET}}}\n    api_key",
+        "10: providers.a.headers.Authorization: carries",
+    ),
     ("    api_key", '    headers: {"a b": x}\n    api_key', '10: providers.a.headers["a b"]: not the name of a header'),
-    ("    api_key", '    headers: {a: "x\\r\\ny: z"}\n    api_key', "10: providers.a.headers.a: expected printable ASCII"),
+    (
+        "    api_key",
+        '    headers: {a: "x\\r\\ny: z"}\n    api_key',
+        "10: providers.a.headers.a: expected printable ASCII",
+    ),
     ("    api_key", "    headers: {X-A: x, x-a: y}\n    api_key", "10: providers.a.headers.x-a: stands here twice"),
-    ("    api_key", "    ca_bundle: /nope/ca.pem\n    api_key", "10: providers.a.ca_bundle: cannot be read: No such file"),
+    (
+        "    api_key",
+        "    ca_bundle: /nope/ca.pem\n    api_key",
+        "10: providers.a.ca_bundle: cannot be read: No such file",
+    ),
     ("    api_key", f"    ca_bundle: {__file__}\n    api_key", "10: providers.a.ca_bundle: not a PEM file"),
     ("    api_key", '    ca_bundle: "a\\0b"\n    api_key', "10: providers.a.ca_bundle: cannot be read: not a path"),
     ("    api_key", "    proxy: http://egress\n    api_key", "10: providers.a.proxy: expected http://host:port"),
     ("    api_key", "    proxy: https://egress:3128\n    api_key", "10: providers.a.proxy: expected http://host:port"),
     ("    api_key", "    proxy: http://egress:3128/x\n    api_key", "10: providers.a.proxy: expected http://host:port"),
-    ("    api_key", f"    proxy: http://u:{SECRET}@egress:3128\n    api_key", "10: providers.a.proxy: a URL may hold no user"),
-    ("    api_key", "    max_idle_connections: -1\n    api_key", "10: providers.a.max_idle_connections: expected int >= 0"),
-    ("routes:", "admin: {host: 0.0.0.0}\nroutes:", "11: admin.key: required, because admin.host is not a loopback address"),
+    (
+        "    api_key",
+        f"    proxy: http://u:{SECRET}@egress:3128\n    api_key",
+        "10: providers.a.proxy: a URL may hold no user",
+    ),
+    (
+        "    api_key",
+        "    max_idle_connections: -1\n    api_key",
+        "10: providers.a.max_idle_connections: expected int >= 0",
+    ),
+    (
+        "routes:",
+        "admin: {host: 0.0.0.0}\nroutes:",
+        "11: admin.key: required, because admin.host is not a loopback address",
+    ),
     ("routes:", "admin: {key: env:APP_KEY}\nroutes:", "5: auth.keys[0].key: has the same value as admin.key"),
     ("routes:", "admin: {port: 8080}\nroutes:", "11: admin.port: the admin listener needs a port of its own"),
     ("127.0.0.1, port: 8080", "0.0.0.0, port: 8081", "admin.port: the admin listener needs a port of its own"),
@@ -108,13 +152,37 @@ CROSS: list[tuple[str, str, str]] = [
         "  - {name: x, match: {model: fast}, targets: [{provider: a}]}\n",
         "17: routes[1].match.model: routes[0] matches the same model",
     ),
-    ("routes:", "telemetry: {traces: {endpoint: 'localhost:4318'}}\nroutes:", "11: telemetry.traces.endpoint: expected a URL"),
-    ("routes:", "telemetry: {traces: {sample: 5}}\nroutes:", "11: telemetry.traces.sample: expected a share between 0 and 1"),
-    ("routes:", "telemetry: {traces: {headers: {'a b': 'env:X'}}}\nroutes:", '11: telemetry.traces.headers["a b"]: not a header'),
-    ("routes:", "telemetry: {alerts: {webhook: 'env:X'}}\nroutes:", "11: telemetry.alerts.webhook: what this refers to is not"),
+    (
+        "routes:",
+        "telemetry: {traces: {endpoint: 'localhost:4318'}}\nroutes:",
+        "11: telemetry.traces.endpoint: expected a URL",
+    ),
+    (
+        "routes:",
+        "telemetry: {traces: {sample: 5}}\nroutes:",
+        "11: telemetry.traces.sample: expected a share between 0 and 1",
+    ),
+    (
+        "routes:",
+        "telemetry: {traces: {headers: {'a b': 'env:X'}}}\nroutes:",
+        '11: telemetry.traces.headers["a b"]: not a header',
+    ),
+    (
+        "routes:",
+        "telemetry: {alerts: {webhook: 'env:X'}}\nroutes:",
+        "11: telemetry.alerts.webhook: what this refers to is not",
+    ),
     ("routes:", "telemetry: {alerts: {every_s: -1}}\nroutes:", "11: telemetry.alerts.every_s: expected float >= 0"),
-    ("routes:", "models: {m: {input_usd_per_mtok: cheap}}\nroutes:", "11: models.m.input_usd_per_mtok: must be US dollars"),
-    ("routes:", "models: {m: {context_tokens: 0}}\nroutes:", "11: models.m.context_tokens: must be a positive number of tokens"),
+    (
+        "routes:",
+        "models: {m: {input_usd_per_mtok: cheap}}\nroutes:",
+        "11: models.m.input_usd_per_mtok: must be US dollars",
+    ),
+    (
+        "routes:",
+        "models: {m: {context_tokens: 0}}\nroutes:",
+        "11: models.m.context_tokens: must be a positive number of tokens",
+    ),
 ]
 
 
@@ -144,7 +212,9 @@ def test_no_key_is_refused_unless_dev_on_a_loopback_address() -> None:
     assert refused(NO_KEYS.replace("auth:\n  keys: []\n", "")) == [f"turnout.yaml: {says}"]
     assert load_text(NO_KEYS, dev=True).config.auth.keys == []
     (line,) = refused(NO_KEYS.replace("127.0.0.1", "0.0.0.0"), dev=True)
-    assert line == "turnout.yaml:1: listen.host: no key configured: --dev without keys serves on a loopback address only"
+    assert (
+        line == "turnout.yaml:1: listen.host: no key configured: --dev without keys serves on a loopback address only"
+    )
 
 
 def test_the_command_lines_host_is_what_is_checked() -> None:
@@ -168,7 +238,11 @@ def test_the_command_lines_host_is_what_is_checked() -> None:
         ("https://a.example.com", "http://vllm:8000", "9: providers.a.base_url: http to a private host"),
         ("name: app", "name: app\n      models: [fsat]", "5: auth.keys[0].models[0]: matches no route"),
         ("name: app", "name: app\n      models: ['a/*']", "5: auth.keys[0].models[0]: matches no route"),
-        ("model: fast", "model: '*'\n    targets: [{provider: a}]\n  - name: late\n    match:\n      model: gpt-*", "18: routes[1].match.model: never used"),
+        (
+            "model: fast",
+            "model: '*'\n    targets: [{provider: a}]\n  - name: late\n    match:\n      model: gpt-*",
+            "18: routes[1].match.model: never used",
+        ),
     ],
 )
 def test_a_doubtful_config_is_accepted_with_a_warning(old: str, new: str, says: str) -> None:
@@ -195,7 +269,9 @@ def test_what_is_usual_is_accepted_without_a_warning(old: str, new: str) -> None
 
 def test_a_short_client_key_is_warned_about() -> None:
     loaded = load_text(GOOD, resolver=lambda ref: f"{ref[-5:]}")
-    assert [w.show("x") for w in loaded.warnings] == ["x:5: auth.keys[0].key: shorter than 16 characters: easy to guess"]
+    assert [w.show("x") for w in loaded.warnings] == [
+        "x:5: auth.keys[0].key: shorter than 16 characters: easy to guess"
+    ]
 
 
 def test_a_certificate_bundle_that_parses_is_accepted() -> None:

@@ -48,7 +48,9 @@ def test_a_reload_swaps_a_good_config_in() -> None:
     live = Live(lambda: load_text(texts[-1]))
     texts.append(with_("model: fast", "model: quick").replace("port: 8080", "port: 8090"))
     swap = live.reload()
-    assert swap.changed and swap.version == live.version == 2 and not swap.why
+    assert swap.changed
+    assert swap.version == live.version == 2
+    assert not swap.why
     assert live.current.config.routes[0].match.model == "quick"
     assert [w.show("t") for w in swap.warnings] == ["t: listen.port: changed: holds from the next start on"]
 
@@ -65,7 +67,9 @@ def test_a_bad_config_leaves_the_old_one_in_place_and_says_why() -> None:
     before = live.current
     texts.append(with_("provider: a", "provider: b"))
     swap = live.reload()
-    assert not swap.changed and live.version == swap.version == 1 and live.current is before
+    assert not swap.changed
+    assert live.version == swap.version == 1
+    assert live.current is before
     assert swap.why.startswith("turnout.yaml:16: routes[0].targets[0].provider: no such provider")
 
 
@@ -73,7 +77,8 @@ def test_a_rotated_secret_is_a_change_though_the_file_is_the_same() -> None:
     suffix = [""]
     live = Live(lambda: load_text(GOOD, resolver=lambda ref: resolve(ref) + suffix[0]))
     suffix[0] = "-rotated"
-    assert live.reload().changed and live.version == 2
+    assert live.reload().changed
+    assert live.version == 2
     assert live.current.secrets["env:A_KEY"].endswith("-rotated")
 
 
@@ -86,11 +91,13 @@ def test_the_watch_sees_the_config_its_secret_files_and_swapped_links(tmp_path: 
     watch = Watch.over(link, load_file(link, resolver=resolve))
     assert not watch.has_changed()
     key.write_text("k2-longer")
-    assert watch.has_changed() and not watch.has_changed()
+    assert watch.has_changed()
+    assert not watch.has_changed()
     link.unlink()
     assert watch.has_changed()
     link.symlink_to(new)
-    assert watch.has_changed() and not watch.has_changed()
+    assert watch.has_changed()
+    assert not watch.has_changed()
 
 
 # -- dev ----------------------------------------------------------------------------------------------------------
@@ -103,7 +110,9 @@ def test_dev_makes_a_config_from_the_keys_in_the_environment() -> None:
     loaded = load_data(data, dev=True, resolver=SecretResolver(env))
     assert list(loaded.config.providers) == ["openai", "groq"]
     routes = {r.match.model: r.targets[0].provider for r in loaded.config.routes}
-    assert routes["gpt-*"] == "openai" and routes["llama-3*"] == "groq" and routes["*"] == "openai"
+    assert routes["gpt-*"] == "openai"
+    assert routes["llama-3*"] == "groq"
+    assert routes["*"] == "openai"
     assert loaded.warnings == []
 
 

@@ -48,7 +48,8 @@ def test_every_commented_knob_of_the_starter_config_exists_and_shows_its_default
     assert config.routes[0].retries == plain.routes[0].retries
     shown, unset = config.routes[0].timeouts, plain.routes[0].timeouts
     assert (shown.connect_ms, shown.idle_ms, shown.total_ms) == (unset.connect_ms, unset.idle_ms, unset.total_ms)
-    assert "groq" in config.providers and "my-llama" in config.models  # the lines really were uncommented
+    assert "groq" in config.providers
+    assert "my-llama" in config.models
     openai, plain_openai = config.providers["openai"], plain.providers["openai"]
     assert openai == plain_openai
 
@@ -127,9 +128,11 @@ def test_the_container_is_not_root_checks_readiness_and_serves_the_mounted_confi
     text = (PROFILES / "Containerfile").read_text()
     final = text[text.rindex("\nFROM ") :]
     assert re.search(r"^USER 10001:10001$", final, re.MULTILINE)
-    assert "HEALTHCHECK" in final and "/readyz" in final
+    assert "HEALTHCHECK" in final
+    assert "/readyz" in final
     assert '["serve", "--config", "/etc/turnout/turnout.yaml", "--host", "0.0.0.0"]' in final
-    assert "cargo" not in final and "gcc" not in final
+    assert "cargo" not in final
+    assert "gcc" not in final
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)

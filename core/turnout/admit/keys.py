@@ -33,7 +33,7 @@ class Keyring:
         """Who this is. Raises Fault no_key or bad_key, with the same words for unknown, malformed and revoked keys."""
         if self._anyone is not None:
             return self._anyone
-        if not presented:
+        if presented is None:
             raise Fault("no_key", "you did not provide an API key: send it as 'Authorization: Bearer <key>'")
         digest = hashlib.sha256(presented[:MOST_KEY_BYTES]).digest()
         found = self._by_digest.get(digest)

@@ -10,7 +10,6 @@ import ssl
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-
 from ..admit.spec import KeySpec
 from ..catalog import Catalog
 from ..route.policies.weighted import Weighted
@@ -27,11 +26,10 @@ MAX_NAME = 200
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
 
 # Written by the upstream client itself; a second one from the config would break framing or reach another host.
-_OURS = frozenset(
-    "host content-length transfer-encoding connection keep-alive proxy-connection te trailer upgrade expect".split()
-)
+_OURS = frozenset(("host", "content-length", "transfer-encoding", "connection", "keep-alive", "proxy-connection", "te"))
+_OURS |= {"trailer", "upgrade", "expect"}
 # Carry credentials: those are given by reference, in `api_key`.
-_CREDENTIALS = frozenset("authorization proxy-authorization cookie x-api-key api-key x-goog-api-key".split())
+_CREDENTIALS = frozenset(("authorization", "proxy-authorization", "cookie", "x-api-key", "api-key", "x-goog-api-key"))
 _NOT_SET = frozenset(("model", "messages", "stream"))  # what a request is; `set` is for how it is answered
 _ANY = frozenset(("0.0.0.0", "::"))  # every address of the machine, loopback too
 _SHORT_KEY = 16  # characters: less can be guessed, at 4 bits each, within a botnet's reach
@@ -185,7 +183,9 @@ def _check_credentials(
         found.error((*path, "api_key"), "give either api_key or accounts, not both")
     if api_key is None and not accounts and not local:
         found.error((*path, "api_key"), "required (or accounts), because base_url is not http on a loopback address")
-    _check_names([((*path, "accounts", i, "name"), account.name) for i, account in enumerate(accounts)], "account", found)
+    _check_names(
+        [((*path, "accounts", i, "name"), account.name) for i, account in enumerate(accounts)], "account", found
+    )
     for i, account in enumerate(accounts):
         if not account.weight > 0:  # the draw among accounts divides by it
             found.error((*path, "accounts", i, "weight"), "expected float > 0: leave an account out to stop using it")
@@ -245,17 +245,21 @@ def _check_routes(config: Config, found: Findings) -> None:
     for i, route in enumerate(routes):
         path: Path = ("routes", i)
         if (first := models.setdefault(route.match.model, i)) != i:
-            found.error((*path, "match", "model"), f"routes[{first}] matches the same model: one of them would never be used")
+            found.error((*path, "match", "model"), f"routes[{first}] matches the same model: one would never be used")
         if not _is_header_text(route.match.model):
             found.error((*path, "match", "model"), "expected printable ASCII: it is sent back in a header")
         for before, other in enumerate(routes[:i]):
             model = route.match.model  # exact names are looked up first; patterns are tried in the order of the file
             if "*" in model and model != other.match.model and matches(other.match.model, model):
-                found.warn((*path, "match", "model"), f"never used: routes[{before}] before it takes all that it matches")
+                found.warn(
+                    (*path, "match", "model"), f"never used: routes[{before}] before it takes all that it matches"
+                )
                 break
         _check_targets(path, route, config, found)
         for field in sorted(_NOT_SET & route.set.keys()):
-            found.error((*path, "set", field), "cannot be set: a route changes how a request is answered, not what it asks")
+            found.error(
+                (*path, "set", field), "cannot be set: a route changes how a request is answered, not what it asks"
+            )
     if not routes:
         found.error(("routes",), "no route: nothing could be asked for")
 

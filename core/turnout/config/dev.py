@@ -14,7 +14,12 @@ _KNOWN: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
         "https://api.openai.com/v1",
         ("gpt-*", "o1*", "o3*", "o4*", "chatgpt-*", "text-embedding-3-*"),
     ),
-    ("MISTRAL_API_KEY", "mistral", "https://api.mistral.ai/v1", ("mistral-*", "ministral-*", "codestral-*", "magistral-*")),
+    (
+        "MISTRAL_API_KEY",
+        "mistral",
+        "https://api.mistral.ai/v1",
+        ("mistral-*", "ministral-*", "codestral-*", "magistral-*"),
+    ),
     ("DEEPSEEK_API_KEY", "deepseek", "https://api.deepseek.com/v1", ("deepseek-*",)),
     ("XAI_API_KEY", "xai", "https://api.x.ai/v1", ("grok-*",)),
     ("GROQ_API_KEY", "groq", "https://api.groq.com/openai/v1", ("llama-3*",)),

@@ -39,13 +39,18 @@ def is_plain(value: Any, found: Findings, path: Path = ()) -> bool:
     elif isinstance(value, float):
         wrong = "" if math.isfinite(value) else "expected a finite number"
     elif isinstance(value, list):
+        # lists inside `all`, here and below: it must not stop at the first problem
         return all([is_plain(item, found, (*path, i)) for i, item in enumerate(value)])
     elif isinstance(value, dict):
         if all(isinstance(key, str) and _encodes(key) for key in value):
             return all([is_plain(item, found, (*path, key)) for key, item in value.items()])
         wrong = "every key must be text"
     else:
-        wrong = "dates and times are not used here: put it in quotes" if hasattr(value, "isoformat") else "not a plain value"
+        wrong = (
+            "dates and times are not used here: put it in quotes"
+            if hasattr(value, "isoformat")
+            else "not a plain value"
+        )
     if wrong:
         found.error(path, wrong)
     return not wrong
@@ -152,8 +157,6 @@ def _say(said: str) -> str:
         return "not one of the allowed values"
     if said.startswith("Expected"):
         pieces = said.split("`")
-        pieces[1::2] = [
-            " or ".join(_WORDS.get(word, word) for word in piece.split(" | ")) for piece in pieces[1::2]
-        ]
+        pieces[1::2] = [" or ".join(_WORDS.get(word, word) for word in piece.split(" | ")) for piece in pieces[1::2]]
         said = "".join(pieces)
     return said[:1].lower() + said[1:]

@@ -4,8 +4,8 @@ The one file of the room that needs PyYAML: `load.py` imports it only when there
 which gets its config over a pipe, never loads a YAML parser.
 
 YAML is read by the rules of YAML 1.2's core schema, because those of 1.1 surprise: `requests: off` stays the word
-"off", `12:30` and `2025-01-01` stay text, `007` is not octal. Only `true` and `false` are booleans. Duplicate keys, tags, more
-than one document and (by counting what aliases expand to) alias bombs are refused.
+"off", `12:30` and `2025-01-01` stay text, `007` is not octal. Only `true` and `false` are booleans. Duplicate keys,
+tags, more than one document and (by counting what aliases expand to) alias bombs are refused.
 """
 
 import json
@@ -17,7 +17,7 @@ import msgspec
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from .problem import ConfigError, Path, Problem, show_path, shorten
+from .problem import ConfigError, Path, Problem, shorten, show_path
 
 MAX_BYTES = 1 << 20  # a thousand routes take about 300 kB; PyYAML needs about 10 s for a MiB, which is limit enough
 MAX_DEPTH = 32  # the config itself is at most 8 deep; the rest is for what `set` writes into a body
@@ -58,14 +58,16 @@ def parse(text: str, name: str) -> Raw:
     return Raw(name, data, marks)
 
 
-def _refused(name: str, message: str, line: int | None = None, column: int | None = None, path: Path = ()) -> ConfigError:
+def _refused(
+    name: str, message: str, line: int | None = None, column: int | None = None, path: Path = ()
+) -> ConfigError:
     return ConfigError([Problem(show_path(path), message, line, column)], name)
 
 
 # -- YAML ---------------------------------------------------------------------------------------------------------
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types of its own
     """PyYAML's safe loader with the core schema's rules instead of 1.1's, and a limit to how deep things nest.
 
     Only its composer is used (text -> nodes); what nodes mean is decided in `_Tree`, so no constructor ever runs.
@@ -80,7 +82,8 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Node | None, index: Any) -> Node | None:
         self._depth += 1  # the composer recurses: 10,000 opening brackets would exhaust the stack
         if self._depth > MAX_DEPTH:
-            raise yaml.MarkedYAMLError(None, None, f"nested more than {MAX_DEPTH} deep", self.peek_event().start_mark)
+            peek: Any = self.peek_event
+            raise yaml.MarkedYAMLError(None, None, f"nested more than {MAX_DEPTH} deep", peek().start_mark)
         try:
             node: Node | None = super().compose_node(parent, index)
             return node
@@ -93,7 +96,11 @@ for _tag, _pattern, _first in (
     (_BOOL, r"(?:true|True|TRUE|false|False|FALSE)\Z", list("tTfF")),
     # no leading zeros: 007 is somebody's id. At most 19 digits: Python refuses to read very long ones at all.
     (_INT, r"[-+]?(?:0|[1-9][0-9]{0,18})\Z", list("-+0123456789")),
-    (_FLOAT, r"[-+]?(?:(?:0|[1-9][0-9]*)\.[0-9]*|\.[0-9]+|(?:0|[1-9][0-9]*)(?=[eE]))(?:[eE][-+]?[0-9]+)?\Z", list("-+.0123456789")),
+    (
+        _FLOAT,
+        r"[-+]?(?:(?:0|[1-9][0-9]*)\.[0-9]*|\.[0-9]+|(?:0|[1-9][0-9]*)(?=[eE]))(?:[eE][-+]?[0-9]+)?\Z",
+        list("-+.0123456789"),
+    ),
     (_MERGE, r"<<\Z", ["<"]),
 ):
     _Loader.add_implicit_resolver(_tag, re.compile(_pattern), _first)
@@ -232,7 +239,7 @@ def _json(text: str, name: str) -> Raw:
     try:
         # YAML has no tabs between tokens; inside a JSON string they are not allowed, so columns stay as they are
         _, marks = _Tree(name).read(text.replace("\t", " "))
-    except ConfigError as wrong:
+    except ConfigError:
         if twice:  # the YAML reader found it too, and knows the line
             raise
         marks = {}

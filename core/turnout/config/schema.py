@@ -1,4 +1,4 @@
-"""The config as a JSON Schema, for editors: `# yaml-language-server: $schema=turnout.schema.json` on a file's first line."""
+"""The config as a JSON Schema, for editors: `# yaml-language-server: $schema=FILE` as the first line of a config."""
 
 from typing import Any
 
@@ -18,7 +18,11 @@ def json_schema() -> dict[str, Any]:
 
 def _describe(type_: type) -> dict[str, Any]:
     if type_ is Secret:
-        return {"type": "string", "pattern": SECRET_PATTERN, "description": "A secret, by reference: env:NAME or file:/path."}
+        return {
+            "type": "string",
+            "pattern": SECRET_PATTERN,
+            "description": "A secret, by reference: env:NAME or file:/path.",
+        }
     if type_ is object:  # any JSON value
         return {"description": "Any JSON value."}
     raise NotImplementedError(type_)

@@ -8,6 +8,7 @@ keeps the limits of the client's side: slow bodies, and streams whose first toke
 import asyncio
 from collections import deque
 from collections.abc import Awaitable
+from types import CoroutineType
 from typing import Any
 
 from ..errors import Fault
@@ -24,7 +25,7 @@ class AsgiCaller:
     """`receive` and `send` of one ASGI request."""
 
     __slots__ = (
-        "_beat", "_beat_ns", "_body_done", "_closing", "_held", "_length", "_receive", "_send", "_watch", "early", "ended", "gone", "slow",
+        "_beat", "_beat_ns", "_body_done", "_closing", "_eager", "_held", "_length", "_pending", "_receive", "_send", "_watch", "early", "ended", "gone", "slow",
         "started_ns", "task",
     )  # fmt: skip
 
@@ -44,6 +45,8 @@ class AsgiCaller:
         self._beat: asyncio.Task[None] | None = None
         self._beat_ns = 0
         self._watch: Any = None
+        self._pending: Any = None  # the future of the last piece, while that is not known to be through
+        self._eager = False  # `send` begins when it is called, not when it is awaited
 
     async def read_body(self, most: int) -> bytes:
         """The whole body. Raises Fault too_large, truncated_body; never returns a part of it."""
@@ -75,8 +78,40 @@ class AsgiCaller:
             headers.append((b"connection", b"close"))
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
+    async def reply(self, status: int, headers: Headers, body: bytes) -> None:
+        """A whole answer at once."""
+        if self._closing:
+            headers.append((b"connection", b"close"))
+        send = self._send
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body, "more_body": False})
+
     async def send(self, data: bytes, more: bool) -> None:
-        await self._send({"type": "http.response.body", "body": data, "more_body": more})
+        """One piece of the body. Waits until the piece before it is through: so the client's pace holds us back."""
+        pending = self._pending
+        if pending is not None:
+            self._pending = None
+            if not pending.done():
+                await pending
+        sent: Any = self._send({"type": "http.response.body", "body": data, "more_body": more})
+        self._eager = not isinstance(sent, CoroutineType)
+        if more and self._eager:
+            self._pending = sent if hasattr(sent, "done") else None
+        else:
+            await sent
+
+    def push(self, data: bytes) -> bool:
+        """One piece of the body without waiting; False, and nothing is sent, while the piece before it is not through.
+
+        Only on servers whose `send` begins at the call (granian gives a future, or an empty awaitable where the piece
+        found room at once), not on those where it is a coroutine that runs when awaited.
+        """
+        pending = self._pending
+        if not self._eager or (pending is not None and not pending.done()):
+            return False
+        sent: Any = self._send({"type": "http.response.body", "body": data, "more_body": True})
+        self._pending = sent if hasattr(sent, "done") else None
+        return True
 
     def hold(self, headers: Headers) -> None:
         """The response head waits for the commit; should that take long, it goes out early with these headers."""

@@ -14,7 +14,7 @@ from ..clock import Clock
 from ..errors import Fault
 from ..exchange import Exchange, Headers, Receive, Send, Surface, Trace
 from ..flow import JSON_HEADER, Flow
-from ..wire.headers import KEY_HEADERS, TO_UPSTREAM
+from ..wire.headers import KEY_HEADERS, OWN_HEADERS, TO_UPSTREAM
 from .caller import AsgiCaller, Callers
 
 SURFACES: dict[str, Surface] = {
@@ -32,8 +32,22 @@ READY = "/readyz"
 # RFC 9110, 7.2 and RFC 3986, 3.2: a name, an IPv4 or a bracketed IPv6 address, and perhaps a port.
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?\Z")
 _TRACEPARENT = re.compile(rb"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})\Z")
-MOST_HEADERS = 100
-MOST_HEADER_BYTES = 64 * 1024
+_AUTHORIZATION, _HOST_NAME, _LENGTH, _OTHER_KEY, _OWN, _ENCODING, _TRACE, _FORWARD = range(8)
+# The request headers that are read; all others are passed over with one look-up.
+_READ: dict[bytes, int] = {
+    b"authorization": _AUTHORIZATION,
+    b"host": _HOST_NAME,
+    b"content-length": _LENGTH,
+    b"content-encoding": _ENCODING,
+    b"traceparent": _TRACE,
+    **dict.fromkeys(KEY_HEADERS - {b"authorization"}, _OTHER_KEY),
+    **dict.fromkeys(OWN_HEADERS, _OWN),
+    **dict.fromkeys(TO_UPSTREAM, _FORWARD),
+}
+MOST_HEADERS = 90  # hyper itself answers 431 without a body beyond 100: below that the words are ours
+# RFC 9110, 15.5.6: a 405 names what is allowed.
+_ALLOW_POST = ((b"allow", b"POST"),)
+_ALLOW_GET = ((b"allow", b"GET, HEAD"),)
 MOST_OWN = 512  # of an x-turnout header: they end up in logs and traces
 
 
@@ -70,7 +84,7 @@ class Endpoints:
         try:
             key, length = self._read_head(x, scope)
             if scope["method"] != "POST":
-                raise Fault("bad_method", f"{scope['method'][:20]} is not allowed here; use POST")
+                raise Fault("bad_method", f"{scope['method'][:20]} is not allowed here; use POST", headers=_ALLOW_POST)
         except Fault as fault:
             x.fault = fault
             await flow.refuse(x, fault, AsgiCaller(receive, send, -1, started_ns, None, callers.draining))
@@ -99,27 +113,29 @@ class Endpoints:
         if len(headers) > MOST_HEADERS:
             raise Fault("bad_header", f"more than {MOST_HEADERS} headers")
         for name, value in headers:
-            if name == b"host":
+            kind = _READ.get(name)
+            if kind is None:
+                continue
+            if kind == _AUTHORIZATION:
+                authorization = value
+            elif kind == _HOST_NAME:
                 if host is not None:
                     raise Fault("bad_host", "more than one Host header")
                 host = value
-            elif name == b"content-length":
+            elif kind == _LENGTH:
                 if not value.isdigit():
                     raise Fault("bad_header", "content-length must be a number")
                 length = int(value)
-            elif name in KEY_HEADERS:
-                if name == b"authorization":
-                    authorization = value
-                else:
-                    other = value
-            elif name.startswith(b"x-turnout-"):
+            elif kind == _OTHER_KEY:
+                other = value
+            elif kind == _OWN:
                 self._own_header(x, name, value)
-            elif name == b"content-encoding":
+            elif kind == _ENCODING:
                 if value.strip().lower() != b"identity":
                     raise Fault("bad_encoding", "compressed request bodies are not accepted; send them as they are")
-            elif name == b"traceparent":
+            elif kind == _TRACE:
                 self._traceparent(x, value)
-            elif name in TO_UPSTREAM:
+            else:
                 x.forward.append((name, value))
         if host is None:
             raise Fault("bad_host", "the Host header is missing")
@@ -162,19 +178,21 @@ class Endpoints:
             key, _ = self._read_head(x, scope)
             if path == HEALTH or path == READY:
                 if method not in ("GET", "HEAD"):
-                    raise Fault("bad_method", f"{method[:20]} is not allowed here; use GET")
+                    raise Fault("bad_method", f"{method[:20]} is not allowed here; use GET", headers=_ALLOW_GET)
                 good = path == HEALTH or self.ready
                 await _answer(send, 200 if good else 503, {"status": "ok" if good else "draining"}, x.id)
                 return
             if path == MODELS or path.startswith(MODELS + "/"):
                 if method not in ("GET", "HEAD"):
-                    raise Fault("bad_method", f"{method[:20]} is not allowed here; use GET")
+                    raise Fault("bad_method", f"{method[:20]} is not allowed here; use GET", headers=_ALLOW_GET)
                 await _answer(send, 200, self._models(key, path[len(MODELS) + 1 :]), x.id)
                 return
             raise Fault("no_path", f"unknown request URL: {method[:20]} {path[:200]}")
         except Fault as fault:
             body = fault.to_body()
-            headers = [JSON_HEADER, (b"content-length", b"%d" % len(body)), (b"x-request-id", x.id.encode())]
+            headers = [JSON_HEADER, (b"content-length", b"%d" % len(body)), (b"x-request-id", x.id.encode()), *fault.headers]
+            if fault.status == 401:
+                headers.append((b"www-authenticate", b"Bearer"))
             await send({"type": "http.response.start", "status": fault.status, "headers": headers})
             await send({"type": "http.response.body", "body": body})
 

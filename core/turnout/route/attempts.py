@@ -5,7 +5,8 @@
 - Trying one again that failed in this request costs a token of the retry budget and waits out a back-off, or the
   cool-down it asked for. That waiting, at most 5 s in all, happens only when no other target is left.
 - A target that was silent, refused our credential or does not know the model is not tried twice.
-- When every breaker is open the one that opens first is tried all the same: the last target is never ejected.
+- When every breaker is open the one that opens first is tried all the same: the last target is never ejected. One whose
+  breaker is open is also tried when all others have failed in this request, for a token of the budget.
 - A fault that is the caller's own (`retry` = never) ends it at once.
 """
 
@@ -62,19 +63,33 @@ class Attempts:
                 return self._try(i, "fallback" if self._tries else "first", now_ns)
         if not self._tries:
             return self._last_resort(now_ns)
-        if not self._ready_ns or not self._left:
+        return self._again(now_ns)
+
+    def _again(self, now_ns: int) -> Try | Wait | None:
+        """All that may be had freely was tried. What is left: targets that are cooling down (free, once they may be
+        asked), those whose breaker is open, and those that failed in this request (both cost a token)."""
+        ready: dict[int, int] = {}
+        paid = self._budget.has(now_ns)
+        for i in self._open:
+            health = self.targets[i].health
+            if paid or not health.open_until_ns:
+                ready[i] = health.cool_until_ns
+        if paid and self._left:
+            for i, at_ns in self._ready_ns.items():
+                ready[i] = max(at_ns, self.targets[i].health.cool_until_ns)
+        if not ready:
             return None
-        if not self._budget.has(now_ns):
-            return None
-        i, ready = min(self._ready_ns.items(), key=lambda item: item[1])
-        # A breaker that opened meanwhile (by other requests' failures too) is respected, unless nothing else is left.
-        ready = max(ready, self.targets[i].health.cool_until_ns)
-        if ready <= now_ns:
+        i = min(ready, key=lambda k: ready[k])
+        if ready[i] > now_ns:
+            return self._wait(ready[i], now_ns)
+        if i in self._ready_ns:
             self._budget.take(now_ns)
             self._left -= 1
             del self._ready_ns[i]
             return self._try(i, "retry", now_ns)
-        return self._wait(ready, now_ns)
+        self._budget.take(now_ns)
+        self._open.remove(i)
+        return self._try(i, "fallback", now_ns)
 
     def failed(self, index: int, fault: Fault, now_ns: int) -> None:
         """The try at `index` ended with `fault`, before anything was shown to the client."""

@@ -46,8 +46,9 @@ class Breaker:
         return max(self.open_until_ns, self.cool_until_ns)
 
     def taken(self, now_ns: int) -> None:
-        """A request goes there now; on a half-open breaker it is the probe."""
-        if self.open_until_ns:
+        """A request goes there now; on a half-open breaker it is the probe. (On an open one it is a last resort, which
+        decides nothing when it fails: or an outage under load would double the time with every request.)"""
+        if self.open_until_ns and self.allows(now_ns):
             self._probe_ns = now_ns
 
     def released(self) -> None:
@@ -61,13 +62,15 @@ class Breaker:
     def failed(self, fault: Fault, now_ns: int) -> None:
         if fault.kind == "rate_limited":
             self._probe_ns = 0
+            cooling = now_ns < self.cool_until_ns
             if fault.retry_after_s is not None:
-                cool = min(int(fault.retry_after_s * 1e9), RETRY_AFTER_MAX_NS)
-            else:
+                until_ns = now_ns + min(int(fault.retry_after_s * 1e9), RETRY_AFTER_MAX_NS)
+                self.cool_until_ns = max(self.cool_until_ns, until_ns)
+            elif not cooling:
                 most = min(COOL_NS << min(self._walls, 5), COOL_MAX_NS)
-                cool = int(most * self._rng.random())
-            self._walls += 1
-            self.cool_until_ns = max(self.cool_until_ns, now_ns + cool)
+                self.cool_until_ns = now_ns + int(most * self._rng.random())
+            # Requests that were under way when the first of them hit the limit are not further limits in a row.
+            self._walls += not cooling
             return
         self._failures += 1
         probing = bool(self._probe_ns)

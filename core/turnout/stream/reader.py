@@ -52,9 +52,10 @@ class StreamReader:
             return b""
         try:
             events = self._splitter.feed(data)
-        except TooLong:
-            self.fault = Fault("interrupted", "the upstream sent an event over the size limit")
-            return b""
+        except TooLong as exc:
+            passed = b"".join([event for event in exc.events if self.fault is None and self._read(event, now_ns)])
+            self.fault = self.fault or Fault("interrupted", "the upstream sent an event over the size limit")
+            return passed
         keep = True
         out: list[bytes] = events
         for i, event in enumerate(events):
@@ -85,8 +86,10 @@ class StreamReader:
             self.done = True
             return True
         try:
+            if not data.isascii():
+                data.decode()  # msgspec does not look into what it leaves raw, and SDKs die of bytes that are not UTF-8
             chunk = decode_chunk(data)
-        except (msgspec.DecodeError, RecursionError):
+        except (UnicodeDecodeError, msgspec.DecodeError, RecursionError):
             if data.lstrip()[:1] == b"{":
                 self.fault = Fault("interrupted", "the upstream sent a chunk that is not valid JSON")
                 return None
@@ -110,8 +113,8 @@ class StreamReader:
             usage = usage_of(chunk.usage)
             if usage is not None:
                 self.usage = usage
-                if self._strip and not choices:
-                    return False
+            if self._strip and not choices and (usage is not None or is_set(chunk.usage)):
+                return False
         if chunk.error and is_set(chunk.error):
             self.error_event = event
             self.fault = self._event_fault(chunk.error)

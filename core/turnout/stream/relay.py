@@ -4,7 +4,7 @@ It awaits the client's side for every piece, so a slow client holds back the ups
 256 KiB), and it hands on whole events only (see reader.py).
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Protocol
 
 from ..errors import Fault
@@ -27,9 +27,17 @@ class Call(Protocol):
     def drained(self) -> bool: ...
     async def wait(self) -> None: ...
     def take_nowait(self) -> bytes: ...
+    async def wait_pushing(self, push: Callable[[], bool]) -> None: ...
     def idle(self, idle_ns: int, now_ns: int) -> None: ...
     def linger(self, now_ns: int) -> None: ...
     def close(self) -> None: ...
+
+
+class Client(Protocol):
+    """What the relay needs of the client's side (ingress/caller.py satisfies it)."""
+
+    async def send(self, data: bytes, more: bool) -> None: ...
+    def push(self, data: bytes) -> bool: ...
 
 
 class Relay:
@@ -67,19 +75,41 @@ class Relay:
                     return
                 raise Fault("bad_answer", "the upstream's stream ended before it said anything", upstream_status=call.status)
 
-    async def run(self, x: Exchange, send: Callable[[bytes, bool], Awaitable[None]]) -> Fault | None:
-        """Move the rest. Returns None after a sound end, the Fault after which the answer is incomplete otherwise."""
+    async def run(self, x: Exchange, client: Client) -> Fault | None:
+        """Move the rest. Returns None after a sound end, the Fault after which the answer is incomplete otherwise.
+
+        There are two gears. While the client keeps up and nothing but content passes, `push` runs straight from the
+        socket's callback: no task is woken for a chunk. Whatever else happens (a slow client, the finish, a fault)
+        shifts down to this loop.
+        """
         call, reader = self.call, self.reader
         now = self._now
-        feed, take, wait = reader.feed, call.take_nowait, call.wait
+        feed, take = reader.feed, call.take_nowait
         data = b"".join(self._held)
         self._held.clear()
         finishing = False
-        seen = 0
+
+        def push() -> bool:
+            """Hand on what has just come. False: it has to be looked at by the loop."""
+            nonlocal data
+            before = reader.chunks
+            data = feed(take(), now())
+            if reader.chunks != before:
+                call.progress = True
+            if reader.finish or reader.done or reader.fault is not None:
+                return False
+            if data:
+                if not client.push(data):
+                    return False
+                x.bytes_out += len(data)
+                data = b""
+            return True
+
         while True:
             if data:
                 x.bytes_out += len(data)
-                await send(data, True)
+                await client.send(data, True)
+                data = b""
             if reader.fault is not None:
                 return reader.fault
             if reader.done:
@@ -88,7 +118,7 @@ class Relay:
             if call.drained:
                 if tail := reader.close(now()):
                     x.bytes_out += len(tail)
-                    await send(tail, True)
+                    await client.send(tail, True)
                 if reader.finish or reader.done:
                     return reader.fault
                 return reader.fault or Fault("interrupted", "the upstream ended its stream in the middle of the answer")
@@ -96,14 +126,10 @@ class Relay:
                 finishing = True
                 call.idle(AFTER_FINISH_NS, now())
             try:
-                await wait()
+                await call.wait_pushing(push)
             except Fault as fault:
                 # What came before the break is in the client's hands; the rest of the event it broke in is not.
                 return None if reader.finish else fault
-            data = feed(take(), now())
-            if reader.chunks != seen:
-                seen = reader.chunks
-                call.progress = True
 
     def close(self) -> None:
         """End the upstream call if it is not over; a lingering one is left to its last packet."""

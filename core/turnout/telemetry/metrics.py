@@ -72,7 +72,8 @@ class _Series:
     """Everything counted for requests of one (route, surface, provider, model)."""
 
     __slots__ = (
-        "cached", "completion", "cost_nanos", "duration", "estimated", "gap", "ours", "prompt", "reasoning", "statuses", "ttft",
+        "cached", "completion", "cost_nanos", "duration", "estimated", "gap", "ours", "prompt", "reasoning", "stages", "statuses",
+        "ttft", "usual",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -81,6 +82,9 @@ class _Series:
         self.ttft = Histogram(SECONDS)
         self.gap = Histogram(GAPS)
         self.ours = Histogram(OURS)
+        self.stages = [0, 0, 0, 0, 0]  # ns of admit, parse, route, upstream, answer
+        # account, cache and guard outcome -> requests that one first attempt served: no counter of its own for each
+        self.usual: dict[Labels, int] = {}
         self.prompt = self.completion = self.cached = self.reasoning = self.cost_nanos = self.estimated = 0
 
 
@@ -90,7 +94,6 @@ class Metrics:
     def __init__(self) -> None:
         self._served: dict[Labels, _Series] = {}
         self._counts: dict[str, dict[Labels, float]] = {}
-        self._stages: dict[str, list[int]] = {}  # route -> ns of admit, parse, route, upstream, answer
 
     def count(self, family: str, labels: Labels, by: float = 1) -> None:
         values = self._counts.get(family)
@@ -130,23 +133,23 @@ class Metrics:
             series.estimated += usage.estimated
             series.cost_nanos += x.cost_nanos
         if x.routed_ns:
-            stages = self._stages.get(route)
-            if stages is None:
-                stages = self._stages[route] = [0, 0, 0, 0, 0]
+            stages = series.stages
             stages[0] += x.admitted_ns - x.started_ns
             stages[1] += x.parsed_ns - x.admitted_ns
             stages[2] += x.routed_ns - x.parsed_ns
             stages[3] += x.upstream_ns
             stages[4] += max(0, x.ended_ns - x.routed_ns - x.upstream_ns)
-        count = self.count
-        for a in tries:
-            count("turnout_attempts_total", (route, a.provider, a.account, a.model, a.cause, a.reason or "ok"))
-        if len(tries) > 1 or x.fault is not None or (last is not None and last.reason):
-            self._observe_trouble(x, route)
-        count("turnout_cache_total", (route, x.cache.partition(";")[0]))
-        count("turnout_guard_total", (route, x.guard))
+        if len(tries) == 1 and x.fault is None and last is not None and not last.reason:
+            outcome = (last.account, x.cache, x.guard)
+            series.usual[outcome] = series.usual.get(outcome, 0) + 1
+        else:
+            self._observe_unusual(x, route)
 
-    def _observe_trouble(self, x: Exchange, route: str) -> None:
+    def _observe_unusual(self, x: Exchange, route: str) -> None:
+        for a in x.attempts:
+            self.count("turnout_attempts_total", (route, a.provider, a.account, a.model, a.cause, a.reason or "ok"))
+        self.count("turnout_cache_total", (route, x.cache.partition(";")[0]))
+        self.count("turnout_guard_total", (route, x.guard))
         for before, a in zip([None, *x.attempts], x.attempts, strict=False):
             if a.cause == "retry":
                 self.count("turnout_retries_total", (route, a.provider))
@@ -178,10 +181,20 @@ class Metrics:
                 out["turnout_tokens_total"][(*labels, kind)] = getattr(s, kind)
             out["turnout_cost_usd_total"][labels] = s.cost_nanos / 1e9
             out["turnout_estimated_total"][labels] = s.estimated
-        for route, stages in self._stages.items():
-            for stage, ns in zip(("admit", "parse", "route", "upstream", "answer"), stages, strict=True):
-                out["turnout_stage_seconds_total"][route, stage] = ns / 1e9
+            route, _, provider, model = labels
+            for stage, ns in zip(("admit", "parse", "route", "upstream", "answer"), s.stages, strict=True):
+                _more(out["turnout_stage_seconds_total"], (route, stage), ns / 1e9)
+            for (account, cache, guard), n in s.usual.items():
+                _more(out["turnout_attempts_total"], (route, provider, account, model, "first", "ok"), n)
+                _more(out["turnout_cache_total"], (route, cache.partition(";")[0]), n)
+                _more(out["turnout_guard_total"], (route, guard), n)
         return {name: values for name, values in out.items() if values}
+
+
+def _more(values: dict[Labels, float | list[float]], labels: Labels, by: float) -> None:
+    have = values.get(labels, 0)
+    assert not isinstance(have, list)
+    values[labels] = have + by
 
 
 def encode(snapshot: Snapshot) -> bytes:

@@ -6,8 +6,8 @@ from typing import Any
 import msgspec
 
 from ..errors import Fault
-from ..exchange import Exchange, Headers
-from .client import Call, Client
+from ..exchange import Headers
+from .client import Call, Client, Connection
 from .connect import Origin
 
 MAX_ANSWER_BYTES = 32 * 1024 * 1024
@@ -33,6 +33,21 @@ class ErrorEnvelope(msgspec.Struct):
 
 
 _decode_envelope = msgspec.json.Decoder(ErrorEnvelope).decode
+
+
+class Request(msgspec.Struct):
+    """One request as it goes to a port. Times are monotonic nanoseconds."""
+
+    path: str  # after the provider's base path
+    stream: bool
+    pieces: list[bytes | memoryview]  # the body
+    length: int  # of the body in bytes
+    forward: Headers  # client headers that may pass
+    now_ns: int
+    first_ns: int  # by when the first token of a stream, or the head of a whole answer, must be there
+    deadline_ns: int  # by when all of it must be over
+    connect_ms: int
+    idle_ns: int  # how long the answer may fall silent
 
 
 class OpenAIPort:
@@ -64,31 +79,25 @@ class OpenAIPort:
             head = self._heads[path, stream] = head.encode("latin-1")
         return head
 
-    async def open(
-        self, x: Exchange, first_ms: int, pieces: list[bytes | memoryview], length: int, now_ns: int, fresh: bool = False
-    ) -> Call:
-        """Send the request. `pieces` are the body, of `length` bytes. Within `first_ms` the first token of a stream or
-        the head of a whole answer must come. Raises Fault when no connection can be had."""
-        route = x.route
-        assert route is not None
-        stream = x.stream
-        head = self._head(x.surface.upstream_path, stream) + b"%d\r\n" % length
-        for name, value in x.forward:
+    def open_nowait(self, request: Request) -> Call | None:
+        """Send on an idle connection; None when there is none."""
+        conn = self._client.checkout(self._origin)
+        return self._send(conn, request) if conn is not None else None
+
+    async def open(self, request: Request) -> Call:
+        """Send on a connection of its own. Raises Fault connect, connect_timeout or tls."""
+        left_ms = max(1, (request.deadline_ns - request.now_ns) // 1_000_000)
+        conn = await self._client.connect(self._origin, min(request.connect_ms, left_ms) / 1000)
+        return self._send(conn, request)
+
+    def _send(self, conn: Connection, request: Request) -> Call:
+        stream = request.stream
+        head = self._head(request.path, stream) + b"%d\r\n" % request.length
+        for name, value in request.forward:
             head += name + b": " + value + b"\r\n"
-        connect_ms = min(route.connect_ms, max(1, (x.deadline_ns - now_ns) // 1_000_000))
-        call = await self._client.open(
-            self._origin,
-            [head + b"\r\n", *pieces],
-            whole=not stream,
-            most=MAX_ANSWER_BYTES,
-            connect_s=connect_ms / 1000,
-            fresh=fresh,
-        )
-        idle_ns = route.idle_ms * 1_000_000
-        if stream:
-            call.limit(now_ns + first_ms * 1_000_000, "ttft_timeout", x.deadline_ns, idle_ns)
-        else:
-            call.limit(now_ns + first_ms * 1_000_000, "plain_timeout", x.deadline_ns, idle_ns)
+        call = self._client.send(conn, [head + b"\r\n", *request.pieces], not stream, MAX_ANSWER_BYTES)
+        kind = "ttft_timeout" if stream else "plain_timeout"
+        call.limit(request.first_ns, kind, request.deadline_ns, request.idle_ns)
         return call
 
 

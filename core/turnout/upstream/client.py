@@ -36,13 +36,13 @@ class Call:
 
     __slots__ = (
         "_chunks", "_client", "_conn", "_content_ns", "_hard_ns", "_idle_ns", "_kind", "_last_ns", "_limit_ns",
-        "_most", "_paused", "_seen", "_size", "_then_idle_ns", "_waiter", "done", "encoding", "fault", "first_byte_ns", "headers",
+        "_most", "_paused", "_push", "_seen", "_size", "_then_idle_ns", "_waiter", "done", "encoding", "fault", "first_byte_ns", "headers",
         "media_type", "progress", "status", "stale", "whole",
     )  # fmt: skip
 
-    def __init__(self, client: "Client", conn: "_Connection", whole: bool, most: int) -> None:
+    def __init__(self, client: "Client", conn: "Connection", whole: bool, most: int) -> None:
         self._client = client
-        self._conn: _Connection | None = conn
+        self._conn: Connection | None = conn
         self.whole = whole
         self.status = 0
         self.headers: list[tuple[bytes, bytes]] = []
@@ -58,6 +58,7 @@ class Call:
         self._most = most
         self._paused = False
         self._waiter: asyncio.Future[None] | None = None
+        self._push: Callable[[], bool] | None = None
         self._limit_ns = self._hard_ns = 0
         self._kind = "plain_timeout"
         self._idle_ns = self._then_idle_ns = self._last_ns = self._content_ns = 0
@@ -87,6 +88,25 @@ class Call:
                 await self._waiter
             finally:
                 self._waiter = None
+        if self.fault is not None and not self._chunks:
+            raise self.fault
+
+    async def wait_pushing(self, push: Callable[[], bool]) -> None:
+        """Call `push` for every piece that comes, straight from the socket's callback, until it returns False, the
+        answer is complete or it breaks. Raises the call's Fault, once all that came before it was pushed.
+        """
+        if self._chunks and not push():
+            return
+        if self.fault is not None:
+            raise self.fault
+        if self.done:
+            return
+        self._push = push
+        self._waiter = self._client.loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = self._push = None
         if self.fault is not None and not self._chunks:
             raise self.fault
 
@@ -190,7 +210,7 @@ _SILENT = {
 }
 
 
-class _Connection(asyncio.Protocol):
+class Connection(asyncio.Protocol):
     """One socket to an origin. Serves one call at a time and goes back on the origin's stack in between."""
 
     __slots__ = ("_client", "_framed", "_interim", "_parser", "call", "idle_since_ns", "lost", "origin", "transport", "used")
@@ -225,7 +245,16 @@ class _Connection(asyncio.Protocol):
         except httptools.HttpParserError:
             call.fail(Fault("protocol", "the upstream's answer is not valid HTTP/1.1"))
             return
-        if call._waiter is not None and (not call.whole or call.done):
+        push = call._push
+        if push is not None:
+            # Pushing goes on as long as all that came was handed on and more is to come.
+            if not call._chunks or push():
+                if call.done:
+                    call._wake()
+            else:
+                call._push = None
+                call._wake()
+        elif call._waiter is not None and (not call.whole or call.done):
             call._wake()
 
     # httptools calls these from feed_data
@@ -327,32 +356,24 @@ class Client:
         self.origins: list[Origin] = []
         self._ticks = 0
 
-    async def open(
-        self,
-        origin: Origin,
-        pieces: Sequence[bytes | memoryview],
-        *,
-        whole: bool,
-        most: int,
-        connect_s: float,
-        fresh: bool = False,
-    ) -> Call:
-        """Send one request (`pieces` = head and body) and return its call. Waits only if it has to connect.
+    def checkout(self, origin: Origin) -> "Connection | None":
+        """An idle connection that is still alive, the one used last first; None if there is none."""
+        idle = origin.idle
+        while idle:
+            conn: Connection = idle.pop()
+            if not conn.lost and not conn.transport.is_closing():
+                return conn
+        return None
 
-        Raises Fault connect, connect_timeout or tls.
-        """
-        conn: _Connection | None = None
-        if not fresh:
-            idle = origin.idle
-            while idle:
-                conn = idle.pop()
-                if not conn.lost and not conn.transport.is_closing():
-                    break
-                conn = None
-        if conn is None:
-            conn = await connect(self.loop, origin, lambda: _Connection(self, origin), connect_s)
-            if conn.lost:
-                raise Fault("reset", "the upstream closed the connection before it answered")
+    async def connect(self, origin: Origin, seconds: float) -> "Connection":
+        """A fresh connection. Raises Fault connect, connect_timeout or tls."""
+        conn: Connection = await connect(self.loop, origin, lambda: Connection(self, origin), seconds)
+        if conn.lost:
+            raise Fault("reset", "the upstream closed the connection before it answered")
+        return conn
+
+    def send(self, conn: "Connection", pieces: Sequence[bytes | memoryview], whole: bool, most: int) -> Call:
+        """Send one request (`pieces` = head and body; an answer over `most` bytes is refused)."""
         call = Call(self, conn, whole, most)
         conn.call = call
         conn.used += 1

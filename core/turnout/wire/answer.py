@@ -16,6 +16,7 @@ class Delta(msgspec.Struct):
     function_call: msgspec.Raw = _NONE
     reasoning_content: msgspec.Raw = _NONE
     reasoning: msgspec.Raw = _NONE
+    reasoning_details: msgspec.Raw = _NONE  # Snowflake sends thinking here only
     refusal: msgspec.Raw = _NONE
     audio: msgspec.Raw = _NONE
 
@@ -48,6 +49,7 @@ Count = int | float | None
 class _PromptDetails(msgspec.Struct):
     cached_tokens: Count = None
     cache_write_tokens: Count = None
+    audio_tokens: Count = None
 
 
 class _CompletionDetails(msgspec.Struct):
@@ -60,7 +62,10 @@ class _Usage(msgspec.Struct):
     total_tokens: Count = None
     prompt_tokens_details: _PromptDetails | None = None
     completion_tokens_details: _CompletionDetails | None = None
-    prompt_cache_hit_tokens: Count = None  # DeepSeek's name for cached ones
+    # Cached ones, as DeepSeek, Moonshot and Together, and Mistral call them.
+    prompt_cache_hit_tokens: Count = None
+    cached_tokens: Count = None
+    num_cached_tokens: Count = None
 
 
 decode_chunk = msgspec.json.Decoder(Chunk).decode
@@ -80,7 +85,7 @@ def content_bytes(choice: ChunkChoice) -> int:
         return len(choice.text) if is_set(choice.text) else 0
     if bytes(d.content) not in _EMPTY:  # by far the most frequent
         return len(d.content)
-    for raw in (d.tool_calls, d.reasoning_content, d.reasoning, d.refusal, d.function_call, d.audio):
+    for raw in (d.tool_calls, d.reasoning_content, d.reasoning, d.reasoning_details, d.refusal, d.function_call, d.audio):
         if is_set(raw):
             return len(raw)
     return 0
@@ -94,21 +99,29 @@ def usage_of(raw: msgspec.Raw) -> Usage | None:
         u = _decode_usage(raw)
     except msgspec.DecodeError:
         return None
-    prompt, completion = _count(u.prompt_tokens), _count(u.completion_tokens)
-    if prompt is None:
-        return None
-    if completion is None:
-        total = _count(u.total_tokens)
-        completion = max(0, total - prompt) if total is not None else 0
+    prompt, completion, total = _count(u.prompt_tokens), _count(u.completion_tokens), _count(u.total_tokens)
     p, c = u.prompt_tokens_details, u.completion_tokens_details
-    cached = _count(p.cached_tokens) if p else _count(u.prompt_cache_hit_tokens)
-    return Usage(
-        prompt,
-        completion,
-        min(cached or 0, prompt),
-        (_count(p.cache_write_tokens) or 0) if p else 0,
-        (_count(c.reasoning_tokens) or 0) if c else 0,
-    )
+    if completion is None:
+        # Not said is not the same as nonsense: embeddings have no completion.
+        if u.completion_tokens is not None:
+            return None
+        completion = max(0, total - prompt) if total is not None and prompt is not None else 0
+    if prompt is None:
+        if u.prompt_tokens is not None or total is None:  # Voyage gives the total only
+            return None
+        prompt = max(0, total - completion)
+    reasoning = (_count(c.reasoning_tokens) or 0) if c else 0
+    if total is not None and (apart := total - prompt - completion) > 0:
+        if apart == reasoning:  # xAI counts thinking apart from the answer,
+            completion += apart
+        elif p and apart == p.audio_tokens:  # Mistral audio apart from the prompt
+            prompt += apart
+    cached = _count(p.cached_tokens) if p else None
+    if cached is None:
+        cached = _count(u.prompt_cache_hit_tokens) or _count(u.cached_tokens) or _count(u.num_cached_tokens) or 0
+    cached = min(cached, prompt)
+    written = (_count(p.cache_write_tokens) or 0) if p else 0
+    return Usage(prompt, completion, cached, min(written, prompt - cached), min(reasoning, completion))
 
 
 def _count(n: Count) -> int | None:

@@ -6,6 +6,11 @@ TO_UPSTREAM = frozenset((b"openai-beta", b"idempotency-key"))
 # Upstream headers that reach the client. Rate-limit headers of the provider's account, cookies and server names do not.
 TO_CLIENT = frozenset((b"openai-processing-ms", b"openai-version", b"openai-model"))
 
+# Ours, of a request (DESIGN section 5). None can choose a host or a credential.
+OWN_HEADERS = frozenset(
+    b"x-turnout-" + name for name in (b"route", b"session", b"tags", b"prompt-version", b"timeout-ms")
+)
+
 # The four ways in which SDKs present a key (OpenAI, Anthropic, Azure): one extractor for all, one verdict.
 KEY_HEADERS = frozenset((b"authorization", b"x-api-key", b"api-key"))
 

@@ -16,7 +16,11 @@ _BOM = b"\xef\xbb\xbf"
 
 
 class TooLong(Exception):
-    """An event is longer than the limit."""
+    """An event is longer than the limit. `events` are the whole ones before it."""
+
+    def __init__(self, events: list[bytes]) -> None:
+        super().__init__()
+        self.events = events
 
 
 class Splitter:
@@ -35,7 +39,7 @@ class Splitter:
 
     def feed(self, data: bytes) -> list[bytes]:
         """The events that are now whole, each with its closing empty line. Raises TooLong."""
-        if self._started and not self._tail and data.endswith(b"\n\n") and b"\r" not in data:
+        if self._started and not self._tail and data.endswith(b"\n\n") and b"\r" not in data and len(data) <= self._limit:
             # The common case: one or more whole events in one read.
             if data.find(b"\n\n") == len(data) - 2:
                 return [data]
@@ -57,13 +61,15 @@ class Splitter:
             self._started = True
         search = self._searched
         while found := _END.search(tail, search):
+            if found.end() - at > self._limit:
+                raise TooLong(out)
             out.append(bytes(tail[at : found.end()]))
             at = search = found.end()
         if at:
             del tail[:at]
         self._searched = max(0, len(tail) - 3)
         if len(tail) > self._limit:
-            raise TooLong
+            raise TooLong(out)
         return out
 
     def close(self) -> bytes:
