@@ -15,7 +15,7 @@ import msgspec
 
 from .account.cost import cost_nanos, estimate, usd
 from .admit.keys import Keyring
-from .catalog import Catalog
+from .catalog import Catalog, Model
 from .clock import Clock
 from .errors import TABLE, UPSTREAM, Fault, error_body
 from .exchange import OFF, Attempt, Exchange, Headers, Reply, Target, Usage
@@ -38,6 +38,7 @@ STREAM_HEADERS: Headers = [
 # Where a route does not say; DESIGN section 5. A model that thinks first is silent for minutes.
 TTFT_MS, PLAIN_MS = 15_000, 120_000
 REASONING_TTFT_MS, REASONING_PLAIN_MS = 120_000, 600_000
+MOST_KNOWN = 1_000
 NO_RETRY = (b"x-should-retry", b"false")
 
 
@@ -84,6 +85,7 @@ class Flow:
         self._rng = rng
         self._settled = settled
         self._body_limit = body_limit
+        self._known: dict[tuple[str, str], Model | None] = {}
         self._usual: dict[int, Headers] = {}  # by target; targets live as long as their flow
 
     # ---- the line ----------------------------------------------------------------------------------------------
@@ -140,7 +142,8 @@ class Flow:
         if call.encoding:
             headers.append((b"content-encoding", call.encoding))
         headers.append((b"content-length", b"%d" % len(body)))
-        headers += passed_headers(call, TO_CLIENT)
+        if call.headers:
+            headers += passed_headers(call, TO_CLIENT)
         headers += self.marks(x, target)
         headers.append((b"x-turnout-cost-usd", usd(x.cost_nanos).encode()))
         x.status = call.status
@@ -330,9 +333,20 @@ class Flow:
 
     def patience_ms(self, x: Exchange, target: Target) -> int:
         """How long a model may think before it begins, where the route does not say: by what the catalog knows of it."""
-        model = self._catalog.find(self.own_model(x), target.provider)
+        model = self.known(x, target)
         slow = model is not None and model.reasoning
         return (REASONING_TTFT_MS if slow else TTFT_MS) if x.stream else (REASONING_PLAIN_MS if slow else PLAIN_MS)
+
+    def known(self, x: Exchange, target: Target) -> Model | None:
+        """What the catalog knows of a model whose name the client chose. Remembered, up to a bound: names are free."""
+        key = (x.model, target.provider)
+        try:
+            return self._known[key]
+        except KeyError:
+            found = self._catalog.find(self.own_model(x), target.provider)
+            if len(self._known) < MOST_KNOWN:
+                self._known[key] = found
+            return found
 
     # ---- account -----------------------------------------------------------------------------------------------
 
@@ -341,7 +355,7 @@ class Flow:
         attempt.usage = usage
         price = target.price
         if price is None and target.model is None:
-            model = self._catalog.find(self.own_model(x), target.provider)
+            model = self.known(x, target)
             price = model.price if model is not None else None
         if price is not None:
             attempt.cost_nanos = cost_nanos(usage, price)

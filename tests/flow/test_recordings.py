@@ -246,12 +246,12 @@ def test_a_request_goes_on_with_nothing_but_the_models_name_changed(
     direct: Gateway, replay: Replay, recordings: list[Recording]
 ) -> None:
     some = [r for r in recordings if r.status == 200]
-    ask_all(direct, [("/v1" + PATHS[r.api], r.asking(f"up/r-{r.id}~te=")) for r in some])
+    ask_all(direct, [("/v1" + PATHS[r.api], r.asking(f"up/r-{r.id}~gap=0")) for r in some])
     with direct.client() as http:
         seen = {entry["sel"]: entry for entry in http.get(replay.url.removesuffix("/v1") + "/__log", params={"n": 2000}).json()}
     for recording in some:
-        entry = seen[f"r-{recording.id}~te=".removeprefix("r-")]
-        want = recording.asking(f"r-{recording.id}~te=").decode()
+        entry = seen[f"{recording.id}~gap=0"]
+        want = recording.asking(f"r-{recording.id}~gap=0").decode()
         assert entry["path"] == "/v1" + PATHS[recording.api]
         if recording.asks_stream and not recording.asks_usage and recording.api != "embeddings":
             sent, asked = json.loads(entry["body"]), json.loads(want)
@@ -299,13 +299,18 @@ def test_an_error_inside_a_stream_is_never_a_clean_end(direct: Gateway, recordin
     assert broken
     asked = [("/v1" + PATHS[r.api], r.asking(f"up/r-{r.id}{OPTIONS[mode]}")) for r in broken]
     for recording, got in zip(broken, ask_all(direct, asked), strict=True):
+        line = direct.logged(got.id)
+        if got.status != 200:  # it came before anything had been shown: then it is the whole answer
+            assert got.status in (400, 502)
+            assert json.loads(got.body)["error"]["message"]
+            assert line["status"] == got.status
+            continue
         *before, last = datas(got.body)
         said = [d for d in datas(recording.body) if d == b"[DONE]" or not json.loads(d).get("error")]
         assert before == [d for d in said if recording.asks_usage or not only_usage(d)]
         assert json.loads(last)["error"]["code"] == "upstream_stream_interrupted"
         assert not got.clean
         assert b"[DONE]" not in got.body
-        line = direct.logged(got.id)
         assert (line["level"], line["status"], line["completion_tokens"] > 0) == ("error", 200, True)
 
 
@@ -318,7 +323,7 @@ def message_of(sdk: openai.OpenAI, recording: Recording, model: str) -> dict[str
     if not recording.stream:
         answer = sdk.chat.completions.create(model=model, messages=messages)
         choice = answer.choices[0]
-        calls = [(c.function.name, c.function.arguments) for c in choice.message.tool_calls or [] if c.type == "function"]
+        calls = [(f.name, f.arguments) for c in choice.message.tool_calls or [] if (f := getattr(c, "function", None))]
         return {"text": choice.message.content, "calls": calls, "finish": choice.finish_reason}
     text, finish, found = "", None, dict[int, list[str]]()
     for chunk in sdk.chat.completions.create(model=model, messages=messages, stream=True):
@@ -347,5 +352,6 @@ def test_the_official_sdk_makes_the_same_of_it_as_of_the_providers_own_bytes(gat
             got = message_of(sdk, r, f"r-{r.id}~chunk=utf8")
             assert (got["text"] or "") == (want["text"] or ""), (r.provider, r.id)
             assert got["finish"] == want["finish"], (r.provider, r.id)
-            calls = [(name, json.loads(arguments or "{}")) for name, arguments in got["calls"]]
-            assert calls == [(c["name"], c["arguments"] or {}) for c in want["tool_calls"]], (r.provider, r.id)
+            calls = [(c["name"], c["arguments"] or {}) for c in want["tool_calls"]]
+            # A call that the length limit cut off is kept as the text it is.
+            assert [(n, a if (n, a) in calls else json.loads(a or "{}")) for n, a in got["calls"]] == calls, (r.provider, r.id)

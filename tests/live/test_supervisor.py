@@ -435,9 +435,8 @@ def test_1100_idle_connections_do_not_block_a_new_client(start: Callable[..., Ga
             stack.enter_context(socket.create_connection((gateway.host, gateway.port), 5))
         for _ in range(50):
             began = time.perf_counter()
-            with gateway.client() as client:
-                assert client.get("/healthz").status_code == 200
+            http_connection(gateway).close()
             took.append(time.perf_counter() - began)
     print(f"new client beside 1,100 idle ones: p50 {statistics.median(took) * 1e3:.1f} ms, worst {max(took) * 1e3:.1f} ms")
-    assert statistics.median(took) < 0.25
+    assert statistics.median(took) < 0.05
     assert max(took) < 2

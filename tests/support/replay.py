@@ -68,12 +68,14 @@ class Recording:
 
 
 def load(shared: Path, full: bool) -> list[Recording]:
-    """Every exchange on OpenAI's wire: 318 of all kinds, or with `full` all 1,427 of the development part."""
+    """Every exchange on OpenAI's wire: 316 of all kinds, or with `full` all 1,425 of the development part."""
     out = []
     with gzip.open(shared / "data" / "recordings" / ("dev.jsonl.gz" if full else "dev_core.jsonl.gz"), "rt", encoding="utf-8") as file:
         for record in map(json.loads, file):
             path = (record["request"] or {}).get("path")
-            if record["api"] in PATHS and (path is None or path.endswith(PATHS[record["api"]])):
+            known = path is None or path.endswith(PATHS.get(record["api"], "-"))
+            known &= not (path or "").startswith(("/api/embeddings", "/v1/prompts/"))  # Ollama's and Portkey's own wires
+            if record["api"] in PATHS and known:
                 out.append(Recording(record))
     return out
 

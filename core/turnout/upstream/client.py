@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 import httptools
 
 from ..errors import Fault
+from ..wire.headers import TO_CLIENT
 from .connect import Origin, connect
 
 # Bytes of an answer that may wait for a slow client before the upstream socket is paused.
@@ -27,6 +28,9 @@ IDLE_CONNECTION_NS = 55_000_000_000
 IDLE_STRETCH = 3
 # After `[DONE]` the final chunk is at most a packet behind.
 LINGER_NS = 500_000_000
+
+# The headers of an answer that anybody reads later: what reaches the client, and what a refusal says about waiting.
+KEPT = TO_CLIENT | {b"retry-after", b"retry-after-ms"}
 
 _FRAMING = frozenset((b"content-length", b"transfer-encoding"))
 
@@ -270,7 +274,7 @@ class Connection(asyncio.Protocol):
             call.encoding = value.lower()
         elif name in _FRAMING:
             self._framed = True
-        if len(call.headers) < 128:
+        elif name in KEPT and len(call.headers) < 32:
             call.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
