@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__, native
-from .config.live import Watch
 from .config.load import ConfigError, Loaded, dev_config, load_data, load_file
 from .config.problem import Problem
 
@@ -88,17 +87,14 @@ def _serve(args: argparse.Namespace) -> int:
     else:
         say("turnout serve needs --config FILE (make one with `turnout init`), or --dev to try it without")
         return EXIT_USAGE
-    first = load()
-    for problem in first.warnings:
-        say(f"warning: {problem.show(first.name)}")
-    watch = Watch.over(args.config, first) if args.config else None
-    return asyncio.run(_run(load, args.engine, args.dev, watch.has_changed if watch else lambda: False))
+    return asyncio.run(_run(load, args.engine, args.dev, args.config))
 
 
-async def _run(load: Callable[[], Loaded], engine: str, dev: bool, changed: Callable[[], bool]) -> int:
+async def _run(load: Callable[[], Loaded], engine: str, dev: bool, path: str | None) -> int:
     from .ingress.supervisor import Supervisor, install_signals
 
-    supervisor = Supervisor(load, engine=engine, dev=dev, say=say, changed=changed)
+    supervisor = Supervisor(load, engine=engine, dev=dev, say=say, path=path)
+    _warn(supervisor.loaded.warnings, supervisor.loaded.name)
     install_signals(supervisor)
     try:
         await supervisor.start()
@@ -146,7 +142,7 @@ def start_gateway(data: dict[str, Any], engine: str) -> Iterator[RunningGateway]
     """Run a config until the context ends. Raises RuntimeError if it does not come up, ConfigError if it is bad."""
     from .ingress.supervisor import Supervisor
 
-    supervisor = Supervisor(lambda: load_data(data), engine=engine, dev=False, say=say, changed=lambda: False)
+    supervisor = Supervisor(lambda: load_data(data), engine=engine, dev=False, say=say)
     up = threading.Event()
     failed: list[BaseException] = []
     loops: list[asyncio.AbstractEventLoop] = []

@@ -144,6 +144,7 @@ class Exchange(msgspec.Struct, kw_only=True):
     session: str = ""
     tags: str = ""
     prompt_version: str = ""
+    metadata: bool = False  # x-turnout-metadata: a stream closes with an event that says what it cost
     timeout_ms: int = 0  # x-turnout-timeout-ms
     trace: Trace | None = None
 

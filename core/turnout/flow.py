@@ -171,7 +171,7 @@ class Flow:
             relay.close()
             self.book_stream(x, attempt, target, relay.reader)
         if fault is None:
-            await caller.send(b"", False)
+            await caller.send(self.metadata(x, target) if x.metadata else b"", False)
             return
         x.fault = fault
         attempt.reason = fault.reason
@@ -443,6 +443,16 @@ class Flow:
         """A comment with what would have been headers."""
         pairs = b" ".join(name + b"=" + value for name, value in self._marks(x, target, len(x.attempts)))
         return b": turnout " + pairs.replace(b"x-turnout-", b"") + b"\n\n"
+
+    def metadata(self, x: Exchange, target: Target) -> bytes:
+        """The closing event of a stream, for a client that asked for it: what a plain answer says in its headers."""
+        pairs = {n.decode().removeprefix("x-turnout-"): v.decode() for n, v in self._marks(x, target, len(x.attempts))}
+        usage = x.usage or Usage()
+        pairs |= {"cost-usd": usd(x.cost_nanos), "request-id": x.id}
+        tokens = {"prompt_tokens": usage.prompt, "completion_tokens": usage.completion, "estimated": usage.estimated}
+        data = msgspec.json.encode({"turnout": {name.replace("-", "_"): value for name, value in pairs.items()}, "usage": tokens})
+        x.bytes_out += len(event := b"event: turnout.metadata\ndata: " + data + b"\n\n")
+        return event
 
     # ---- the end -----------------------------------------------------------------------------------------------
 

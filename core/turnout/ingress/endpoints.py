@@ -164,6 +164,8 @@ class Endpoints:
             x.tags = text
         elif name == b"x-turnout-prompt-version":
             x.prompt_version = text
+        elif name == b"x-turnout-metadata":
+            x.metadata = text.lower() in ("1", "true", "yes")
         elif name == b"x-turnout-timeout-ms":
             if not text.isdecimal() or not 1 <= int(text) <= 86_400_000:
                 raise Fault("bad_header", "'x-turnout-timeout-ms' must be a whole number of milliseconds above 0")

@@ -15,10 +15,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 
-from ..config.live import Live
+from ..config.live import Live, Watch
 from ..config.load import Loaded
 from ..telemetry import metrics
 from ..telemetry.ring import Ring
@@ -55,9 +56,11 @@ class Slot:
 class Supervisor:
     """Runs until `stop()`. `say` gets one line for a person at a time."""
 
-    def __init__(self, load: Callable[[], Loaded], *, engine: str, dev: bool, say: Say, changed: Callable[[], bool]) -> None:
+    def __init__(self, load: Callable[[], Loaded], *, engine: str, dev: bool, say: Say, path: str | None = None) -> None:
+        """`path`: the file that `load` reads, to be watched for changes. Raises ConfigError."""
         self._live = Live(load)
-        self._changed = changed
+        self._path = path
+        self._watch = Watch.over(path, self._live.current) if path else None
         self._engine = engine
         self._dev = dev
         self.say = say
@@ -66,6 +69,7 @@ class Supervisor:
         self.admin: Admin | None = None
         self.simulators: dict[str, str] = {}
         self._simulator: Simulator | None = None
+        self._simulated = b"{}"  # the specs it was started with
         self._recorder: subprocess.Popen[bytes] | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = asyncio.Event()
@@ -122,6 +126,8 @@ class Supervisor:
             self.say(f"config refused, version {self.version} stays in force:\n{swap.why}")
             return False
         if swap.changed:
+            if self._path:  # the new config may take secrets from other files
+                self._watch = Watch.over(self._path, self.loaded)
             self._start_simulators()
             for slot in self.slots:
                 self._send(slot, "config", self._config_message())
@@ -268,7 +274,7 @@ class Supervisor:
         while True:
             await asyncio.sleep(POLL_S)
             await self.snapshot()
-            if self._changed():
+            if self._watch is not None and self._watch.has_changed():
                 self.reload()
             if self._recorder is not None and self._recorder.poll() is not None and not self._stopping.is_set():
                 self.say("the recorder ended; starting it again (its rings kept what was waiting)")
@@ -302,6 +308,7 @@ class Supervisor:
                 "headers": {name: value.reveal() for name, value in traces.headers.items()},
             },
             "alerts": {"webhook": alerts.webhook.reveal() if alerts.webhook else None, "every_s": alerts.every_s},
+            "providers": {name: self._address(name, spec) for name, spec in config.providers.items()},
             "config_version": self.version,
         }
         if rings is not None:
@@ -310,11 +317,17 @@ class Supervisor:
             self._recorder.stdin.write(json.dumps(message).encode() + b"\n")
             self._recorder.stdin.flush()
 
+    def _address(self, name: str, spec: Any) -> dict[str, Any]:
+        """Kind, host and port of a provider, for spans."""
+        url = urlsplit(self.simulators.get(name) or spec.base_url)
+        port = url.port or (443 if url.scheme == "https" else 80)
+        return {"kind": type(spec).__struct_config__.tag, "address": url.hostname or "", "port": port}
+
     def _start_simulators(self) -> None:
         """Simulated providers are one process, started anew when their specs change."""
         specs = {n: s for n, s in self.loaded.config.providers.items() if isinstance(s, SimulatedSpec)}
         encoded = msgspec.json.encode(specs)
-        if encoded == getattr(self, "_simulated", b"{}"):
+        if encoded == self._simulated:
             return
         self._simulated = encoded
         old = self._simulator
