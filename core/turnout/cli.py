@@ -40,9 +40,13 @@ def _parser() -> argparse.ArgumentParser:
     serve = commands.add_parser("serve", help="run the gateway")
     serve.add_argument("--config", metavar="FILE", help="YAML, TOML or JSON, by its ending")
     serve.add_argument("--engine", choices=ENGINES, default=ENGINES[0], help="the HTTP server (default: %(default)s)")
-    serve.add_argument("--workers", type=int, metavar="N", help="worker processes (default: listen.workers of the config, 1)")
+    serve.add_argument(
+        "--workers", type=int, metavar="N", help="worker processes (default: listen.workers of the config, 1)"
+    )
     serve.add_argument("--host", metavar="H", help="over listen.host of the config")
-    serve.add_argument("--port", type=int, metavar="P", help="over listen.port of the config; 0 lets the system pick one")
+    serve.add_argument(
+        "--port", type=int, metavar="P", help="over listen.port of the config; 0 lets the system pick one"
+    )
     serve.add_argument(
         "--dev",
         action="store_true",
@@ -51,7 +55,9 @@ def _parser() -> argparse.ArgumentParser:
     serve.set_defaults(run=_serve)
 
     demo = commands.add_parser("demo", help="the whole thing with simulated providers: no keys, no network")
-    demo.add_argument("--once", action="store_true", help="end after the tour; the exit code says whether all went well")
+    demo.add_argument(
+        "--once", action="store_true", help="end after the tour; the exit code says whether all went well"
+    )
     demo.add_argument("--engine", choices=ENGINES, default=ENGINES[0])
     demo.set_defaults(run=_demo)
 
@@ -81,9 +87,9 @@ def _serve(args: argparse.Namespace) -> int:
     listen = {name: value for name in ("host", "port", "workers") if (value := getattr(args, name)) is not None}
     load: Callable[[], Loaded]
     if args.config:
-        load = lambda: load_file(args.config, dev=args.dev, listen=listen)  # noqa: E731
+        load = lambda: load_file(args.config, dev=args.dev, listen=listen)
     elif args.dev:
-        load = lambda: load_data(dev_config(os.environ), dev=True, listen=listen, name="--dev")  # noqa: E731
+        load = lambda: load_data(dev_config(os.environ), dev=True, listen=listen, name="--dev")
     else:
         say("turnout serve needs --config FILE (make one with `turnout init`), or --dev to try it without")
         return EXIT_USAGE
@@ -122,7 +128,9 @@ def _greet(supervisor: Any, engine: str, dev: bool) -> None:
         say(f"  route {route.name}: {route.match.model} -> {kind}: {targets}")
     if dev and not config.auth.keys:
         say("  no keys: everyone who reaches this address may use it (--dev)")
-    say(f"config {supervisor.loaded.name} version {supervisor.version} ({supervisor.loaded.digest}), state in {config.state.dir}")
+    say(
+        f"config {supervisor.loaded.name} version {supervisor.version} ({supervisor.loaded.digest}), state in {config.state.dir}"
+    )
 
 
 # ---- demo
@@ -212,7 +220,9 @@ def _init(args: argparse.Namespace) -> int:
     except OSError as wrong:
         say(f"{args.file} cannot be written: {wrong.strerror}")
         return 1
-    print(f"wrote {args.file}; check it with `turnout check {args.file}`, run it with `turnout serve --config {args.file}`")
+    print(
+        f"wrote {args.file}; check it with `turnout check {args.file}`, run it with `turnout serve --config {args.file}`"
+    )
     return 0
 
 

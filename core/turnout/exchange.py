@@ -174,6 +174,11 @@ class Exchange(msgspec.Struct, kw_only=True):
     settled: bool = False
 
     @property
+    def own_model(self) -> str:
+        """The model name that goes on where the target names none."""
+        return self.model.partition("/")[2] if self.route is not None and self.route.strip_prefix else self.model
+
+    @property
     def fallback(self) -> str:
         """`none`, or `a>b;reason=429`: the last switch from one target to another."""
         tries = self.attempts

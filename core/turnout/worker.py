@@ -16,9 +16,9 @@ import uvloop
 
 from .app import App
 from .config.load import from_wire
+from .ingress import control
 from .telemetry import metrics
 from .telemetry.ring import Ring
-from .ingress import control
 
 
 class Worker:
@@ -55,7 +55,7 @@ class Worker:
         listening = asyncio.create_task(self._listen(reader))
         await self._done.wait()
         listening.cancel()
-        self._server.stop()
+        self._server.stop()  # type: ignore[no-untyped-call]
         await serving
         app.close()
 

@@ -356,11 +356,10 @@ def test_a_timeout_of_ours_is_a_504(sdk: openai.OpenAI, stream: bool) -> None:
 
 def test_a_stream_that_is_cut_is_an_exception_and_never_a_short_answer(gateway: Gateway, sdk: openai.OpenAI) -> None:
     stream = sdk.chat.completions.create(model="cutting", messages=HELLO, stream=True)
-    text = ""
+    texts: list[str] = []
     with pytest.raises(openai.APIError) as info:
-        for chunk in stream:
-            text += chunk.choices[0].delta.content or ""
-    assert text
+        texts.extend(chunk.choices[0].delta.content or "" for chunk in stream)
+    assert "".join(texts)
     assert info.value.code == "upstream_stream_interrupted"
     line = gateway.logged(stream.response.headers["x-request-id"])
     assert (line["status"], line["level"]) == (200, "error")

@@ -34,4 +34,4 @@ class GranianServer(Server):
 
     def _init_shared_socket(self) -> None:
         self._ssp = None
-        self._shd = SocketHolder(self._fd, False, self.backlog)
+        self._shd: Any = SocketHolder(self._fd, False, self.backlog)  # type: ignore[call-arg]

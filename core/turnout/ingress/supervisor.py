@@ -56,7 +56,9 @@ class Slot:
 class Supervisor:
     """Runs until `stop()`. `say` gets one line for a person at a time."""
 
-    def __init__(self, load: Callable[[], Loaded], *, engine: str, dev: bool, say: Say, path: str | None = None) -> None:
+    def __init__(
+        self, load: Callable[[], Loaded], *, engine: str, dev: bool, say: Say, path: str | None = None
+    ) -> None:
         """`path`: the file that `load` reads, to be watched for changes. Raises ConfigError."""
         self._live = Live(load)
         self._path = path
@@ -263,9 +265,8 @@ class Supervisor:
         resident: dict[metrics.Labels, float | list[float]] = {}
         for slot in self.slots:
             if slot.process is not None:
-                with contextlib.suppress(OSError):
-                    with open(f"/proc/{slot.process.pid}/statm", encoding="ascii") as file:
-                        resident[(str(slot.number),)] = int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
+                with contextlib.suppress(OSError), open(f"/proc/{slot.process.pid}/statm", encoding="ascii") as file:
+                    resident[(str(slot.number),)] = int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
         total["turnout_worker_resident_bytes"] = resident
         return total
 
@@ -340,7 +341,9 @@ class Supervisor:
 def open_listeners(host: str, port: int, count: int, backlog: int) -> list[socket.socket]:
     """One listening socket per worker on the same address. With one worker no other process may share the port."""
     out: list[socket.socket] = []
-    family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
+        0
+    ]
     for _ in range(count):
         sock = socket.socket(family, kind, proto)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -356,7 +359,18 @@ def open_listeners(host: str, port: int, count: int, backlog: int) -> list[socke
 
 
 # What a child process may need of the environment. Provider keys are not in it: workers get theirs over the channel.
-_PASSED = ("PATH", "LANG", "LC_ALL", "TZ", "PYTHONPATH", "VIRTUAL_ENV", "TURNOUT_PURE", "SSL_CERT_FILE", "SSL_CERT_DIR", "NO_COLOR")
+_PASSED = (
+    "PATH",
+    "LANG",
+    "LC_ALL",
+    "TZ",
+    "PYTHONPATH",
+    "VIRTUAL_ENV",
+    "TURNOUT_PURE",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "NO_COLOR",
+)
 
 
 def child_environment() -> dict[str, str]:

@@ -7,7 +7,8 @@ import msgspec
 
 from ..errors import Fault
 from ..exchange import Headers
-from .client import Call, Client, Connection
+from .call import Call
+from .client import Client, Connection
 from .connect import Origin
 
 MAX_ANSWER_BYTES = 32 * 1024 * 1024
@@ -75,8 +76,8 @@ class OpenAIPort:
         if head is None:
             o = self._origin
             accept = "text/event-stream" if stream else "application/json"
-            head = f"POST {o.target_prefix}{o.base_path}{path} HTTP/1.1\r\n{self._lines}accept: {accept}\r\ncontent-length: "
-            head = self._heads[path, stream] = head.encode("latin-1")
+            text = f"POST {o.target_prefix}{o.base_path}{path} HTTP/1.1\r\n{self._lines}accept: {accept}\r\ncontent-length: "
+            head = self._heads[path, stream] = text.encode("latin-1")
         return head
 
     def open_nowait(self, request: Request) -> Call | None:
@@ -105,8 +106,8 @@ def is_json(media_type: bytes) -> bool:
     return media_type == b"application/json" or media_type.endswith(b"+json")
 
 
-def passed_headers(call: Call, allowed: frozenset[bytes]) -> Headers:
-    return [(lower, value) for name, value in call.headers if (lower := name.lower()) in allowed]
+def passed_headers(headers: Headers, allowed: frozenset[bytes]) -> Headers:
+    return [(lower, value) for name, value in headers if (lower := name.lower()) in allowed]
 
 
 def header(call: Call, wanted: bytes) -> bytes:
@@ -121,7 +122,9 @@ def refusal(status: int, body: bytes, media_type: bytes, headers: list[tuple[byt
     if status == 429:
         # An exhausted account will not recover in this request; a rate limit may.
         retry = "other" if code == "insufficient_quota" else None
-        return Fault("rate_limited", f"the upstream limits our rate{said}", retry_after_s=wait, upstream_status=429, retry=retry)
+        return Fault(
+            "rate_limited", f"the upstream limits our rate{said}", retry_after_s=wait, upstream_status=429, retry=retry
+        )
     if status in (503, 529):
         return Fault("overloaded", f"the upstream is overloaded{said}", retry_after_s=wait, upstream_status=status)
     if status >= 500 or status == 408:
@@ -132,7 +135,9 @@ def refusal(status: int, body: bytes, media_type: bytes, headers: list[tuple[byt
     if status == 404:
         return Fault("not_found", "the upstream does not know this model or endpoint", upstream_status=404)
     if 300 <= status < 400:
-        return Fault("protocol", "the upstream answered with a redirect, which is never followed", upstream_status=status)
+        return Fault(
+            "protocol", "the upstream answered with a redirect, which is never followed", upstream_status=status
+        )
     own_words = body if is_json(media_type) and has_error_object(body) else b""
     return Fault(
         "refused",
@@ -176,7 +181,9 @@ def event_fault(error: msgspec.Raw) -> Fault:
         status = 0
     said = f": {message}" if message else ""
     if status in (400, 413, 422):
-        return Fault("refused", message or "the upstream refused the request", upstream_status=status, code=code or None)
+        return Fault(
+            "refused", message or "the upstream refused the request", upstream_status=status, code=code or None
+        )
     if status == 429 or code in ("rate_limit_exceeded", "rate_limit_error"):
         return Fault("rate_limited", f"the upstream limits our rate{said}", upstream_status=429)
     return Fault("server_error", f"the upstream reported an error inside its stream{said}", upstream_status=status)

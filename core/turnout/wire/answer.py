@@ -85,7 +85,15 @@ def content_bytes(choice: ChunkChoice) -> int:
         return len(choice.text) if is_set(choice.text) else 0
     if bytes(d.content) not in _EMPTY:  # by far the most frequent
         return len(d.content)
-    for raw in (d.tool_calls, d.reasoning_content, d.reasoning, d.reasoning_details, d.refusal, d.function_call, d.audio):
+    for raw in (
+        d.tool_calls,
+        d.reasoning_content,
+        d.reasoning,
+        d.reasoning_details,
+        d.refusal,
+        d.function_call,
+        d.audio,
+    ):
         if is_set(raw):
             return len(raw)
     return 0

@@ -39,7 +39,13 @@ class Splitter:
 
     def feed(self, data: bytes) -> list[bytes]:
         """The events that are now whole, each with its closing empty line. Raises TooLong."""
-        if self._started and not self._tail and data.endswith(b"\n\n") and b"\r" not in data and len(data) <= self._limit:
+        if (
+            self._started
+            and not self._tail
+            and data.endswith(b"\n\n")
+            and b"\r" not in data
+            and len(data) <= self._limit
+        ):
             # The common case: one or more whole events in one read.
             if data.find(b"\n\n") == len(data) - 2:
                 return [data]
