@@ -15,7 +15,7 @@ USD = 1_000_000_000  # nano-dollars per million tokens at $1
 
 
 def price(input: float, output: float = 0, cached: float | None = None, write: float | None = None) -> Price:
-    rate = lambda x: None if x is None else round(x * USD)  # noqa: E731
+    rate = lambda x: None if x is None else round(x * USD)
     return Price(input=rate(input), output=rate(output), cached_input=rate(cached), cache_write=rate(write))
 
 

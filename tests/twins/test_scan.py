@@ -119,7 +119,7 @@ def test_every_truncation_is_refused(scanner: Any) -> None:
 @pytest.mark.parametrize("opening, closing", [(b"[", b"]"), (b'{"a":', b"1}")])
 def test_nesting_is_bounded_at_128(scanner: Any, opening: bytes, closing: bytes) -> None:
     closing = closing.replace(b"1", b"")
-    deep = lambda n: b'{"model":1,"x":' + opening * n + (b"1" if b"{" in opening else b"") + closing * n + b"}"  # noqa: E731
+    deep = lambda n: b'{"model":1,"x":' + opening * n + (b"1" if b"{" in opening else b"") + closing * n + b"}"
     assert values(scanner, deep(127)) == {"model": b"1"}
     assert flaw(scanner, deep(128))[0] == "json"
     assert flaw(scanner, deep(100_000))[0] == "json"

@@ -90,11 +90,7 @@ class Call:
     async def wait(self) -> None:
         """Return when there is something new: the head, bytes, the end. Raises the call's Fault."""
         if not (self._chunks or self.done or self.fault):
-            self._waiter = self._client.loop.create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
+            await self._news()
         if self.fault is not None and not self._chunks:
             raise self.fault
 
@@ -109,11 +105,8 @@ class Call:
         if self.done:
             return
         self._push = push
-        self._waiter = self._client.loop.create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = self._push = None
+        await self._news()
+        self._push = None
         if self.fault is not None and not self._chunks:
             raise self.fault
 
@@ -122,11 +115,7 @@ class Call:
         while not self.status:
             if self.fault is not None:
                 raise self.fault
-            self._waiter = self._client.loop.create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
+            await self._news()
 
     async def wait_whole(self, most: int = 0) -> bytes:
         """The complete body. Raises the call's Fault, also when the body ends early or is over the limit."""
@@ -136,11 +125,7 @@ class Call:
         while not self.done:
             if self.fault is not None:
                 raise self.fault
-            self._waiter = self._client.loop.create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
+            await self._news()
         return self.take_nowait()
 
     def take_nowait(self) -> bytes:
@@ -179,6 +164,11 @@ class Call:
             conn.transport.abort()
 
     # -- what the connection and the timer do
+
+    def _news(self) -> "asyncio.Future[None]":
+        """What is awaited until the connection or the timer has something new."""
+        self._waiter = waiter = self._client.loop.create_future()
+        return waiter
 
     def _wake(self) -> None:
         waiter = self._waiter

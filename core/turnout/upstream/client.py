@@ -91,6 +91,12 @@ class Connection(asyncio.Protocol):
 
     # httptools calls these from feed_data
 
+    def on_message_begin(self) -> None:
+        if self.call is None:
+            # An answer nobody asked for, behind one that was: were the connection used again, the next caller, perhaps
+            # of another tenant, would be given the rest of it.
+            self.transport.abort()
+
     def on_header(self, name: bytes, value: bytes) -> None:
         call = self.call
         if call is None:
