@@ -68,6 +68,7 @@ class App:
         sample = self._sample(config)
         self.endpoints = Endpoints(flow, self._clock, self.callers, self._rng, sample)
         self._timer: asyncio.TimerHandle | None = None
+        self._drain_until = 0.0
         self._tick()
 
     # ---- ASGI
@@ -78,7 +79,7 @@ class App:
         if kind == "http":
             return self.endpoints.http(scope, receive, send)
         if kind == "lifespan":
-            return lifespan(receive, send, None, self.close)
+            return lifespan(receive, send, None, self.finish)
         raise ValueError(f"{kind} connections are not served")
 
     # ---- life
@@ -96,10 +97,17 @@ class App:
             origin.idle.clear()
             origin.max_idle = 0  # what still runs on it closes when it is done
 
-    def drain(self) -> None:
-        """Not ready any more; connections close after their next answer. Live requests go on."""
+    def drain(self, seconds: float) -> None:
+        """Not ready any more; connections close after their next answer. Live requests have `seconds` to finish."""
         self.endpoints.ready = False
         self.callers.draining = True
+        self._drain_until = self._loop.time() + seconds
+
+    async def finish(self) -> None:
+        """The end: wait for live requests as long as `drain` allowed, then close what is left."""
+        while self.callers.live and self._loop.time() < self._drain_until:
+            await asyncio.sleep(0.01)
+        self.close()
 
     def close(self) -> None:
         if self._timer is not None:
@@ -240,8 +248,10 @@ class App:
         )
 
 
-async def lifespan(receive: Receive, send: Send, start: Callable[[], None] | None, stop: Callable[[], None]) -> None:
-    """The ASGI lifespan protocol: `start` before the first request, `stop` after the last."""
+async def lifespan(
+    receive: Receive, send: Send, start: Callable[[], None] | None, stop: Callable[[], Awaitable[None]]
+) -> None:
+    """The ASGI lifespan protocol: `start` before the first request, `stop` once no new connection is taken."""
     while True:
         event = await receive()
         if event["type"] == "lifespan.startup":
@@ -253,7 +263,7 @@ async def lifespan(receive: Receive, send: Send, start: Callable[[], None] | Non
                 return
             await send({"type": "lifespan.startup.complete"})
         elif event["type"] == "lifespan.shutdown":
-            stop()
+            await stop()
             await send({"type": "lifespan.shutdown.complete"})
             return
 
@@ -281,9 +291,9 @@ class _FromFile:
             raise RuntimeError("set TURNOUT_CONFIG to a config file, or start with `turnout serve`")
         self._app = App(load_file(path).config)
 
-    def _stop(self) -> None:
+    async def _stop(self) -> None:
         if self._app is not None:
-            self._app.close()
+            await self._app.finish()
 
 
 app = _FromFile()

@@ -235,10 +235,10 @@ class Flow:
         status = attempt.status = call.status
         attempt.first_byte_ns = call.first_byte_ns
         if not 200 <= status < 300:
-            raise refusal(status, body, call.media_type, call.headers, self._clock.wall_ns() / 1e9)
+            raise refusal(status, target.port.scrub(body), call.media_type, call.headers, self._clock.wall_ns() / 1e9)
         if not is_json(call.media_type):
             raise Fault("content_type", "the upstream answered with something other than JSON")
-        usage = self.read_answer(x, attempt, call, body)
+        usage = self.read_answer(x, target, call, body)
         now = attempt.ended_ns = self._now()
         x.upstream_ns += now - attempt.started_ns
         x.first_byte_ns = call.first_byte_ns
@@ -252,7 +252,7 @@ class Flow:
             call.close()
             raise
 
-    def read_answer(self, x: Exchange, attempt: Attempt, call: Call, body: bytes) -> Usage | None:
+    def read_answer(self, x: Exchange, target: Target, call: Call, body: bytes) -> Usage | None:
         """Usage and finish reason of a whole answer. Raises Fault for half a body or an error under status 200."""
         if call.encoding not in (b"", b"identity"):
             return None
@@ -261,7 +261,7 @@ class Flow:
         except (msgspec.DecodeError, RecursionError):
             raise Fault("bad_answer", "the upstream's answer is not valid JSON", upstream_status=call.status) from None
         if answer.error and is_set(answer.error) and not answer.choices:
-            raise event_fault(answer.error)
+            raise event_fault(answer.error, target.port.scrub)
         if answer.choices:
             x.finish = answer.choices[0].finish_reason or ""
         return usage_of(answer.usage)
@@ -281,12 +281,12 @@ class Flow:
             attempt.status = call.status
             attempt.first_byte_ns = call.first_byte_ns
             if not 200 <= call.status < 300:
-                body = await call.wait_whole(MAX_ERROR_BYTES)
+                body = target.port.scrub(await call.wait_whole(MAX_ERROR_BYTES))
                 raise refusal(call.status, body, call.media_type, call.headers, self._clock.wall_ns() / 1e9)
             if call.media_type != b"text/event-stream":
                 raise Fault("content_type", "the upstream answered a stream request with something other than a stream")
             strip = target.port.include_usage and not x.asked_usage
-            relay = Relay(call, StreamReader(strip, event_fault), self._now)
+            relay = Relay(call, StreamReader(strip, lambda error: event_fault(error, target.port.scrub)), self._now)
             await relay.commit()
         except BaseException:
             call.close()

@@ -54,10 +54,10 @@ class Worker:
         self._say("ready", os.getpid())
         listening = asyncio.create_task(self._listen(reader))
         await self._done.wait()
-        listening.cancel()
+        # The listener closes at once; the server's lifespan ends, and with it this worker, when live requests have.
         self._server.stop()  # type: ignore[no-untyped-call]
         await serving
-        app.close()
+        listening.cancel()
 
     def _say(self, kind: str, value: Any) -> None:
         self._writer.write(control.pack(kind, value))
@@ -78,16 +78,8 @@ class Worker:
                 except Exception as exc:  # checked by the supervisor before; the old config stays in force
                     self._say("failed", f"{type(exc).__name__} while applying config {value['version']}")
             elif kind == "drain":
-                self._draining = asyncio.create_task(self._drain(value))
-
-    async def _drain(self, seconds: float) -> None:
-        """Live requests go on for up to `seconds`; then the worker ends."""
-        self._app.drain()
-        loop = asyncio.get_running_loop()
-        end = loop.time() + seconds
-        while self._app.callers.live and loop.time() < end:
-            await asyncio.sleep(0.02)
-        self._done.set()
+                self._app.drain(value)
+                self._done.set()
 
 
 def main() -> None:

@@ -7,5 +7,6 @@ use pyo3::prelude::*;
 #[pymodule]
 fn _native(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_class::<kernels::scan::FieldScanner>()?;
+    m.add_class::<kernels::sse::StreamScanner>()?;
     Ok(())
 }

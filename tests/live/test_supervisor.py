@@ -249,7 +249,6 @@ def test_sigterm_cuts_no_stream_and_ends_with_0(start: Callable[..., Gateway]) -
     assert not session(pid_of(gateway))
 
 
-@pytest.mark.xfail(reason="worker.py stops its server only after the last stream: new clients can keep a drain alive", strict=True)
 def test_new_connections_are_refused_while_streams_run_out(start: Callable[..., Gateway]) -> None:
     gateway = start(made(SLOW, workers=2))
     streams = Streams(gateway, 2)

@@ -24,6 +24,8 @@ HIGH_WATER = 256 * 1024
 TICK_S = 0.02
 # Common servers close idle connections after 60 s or more (nginx 75 s, AWS load balancers 60 s): leave before them.
 IDLE_CONNECTION_NS = 55_000_000_000
+# The parser keeps a header in memory until it is whole. Real heads are under 8 KiB.
+MOST_HEAD_BYTES = 256 * 1024
 
 # The headers of an answer that anybody reads later: what reaches the client, and what a refusal says about waiting.
 KEPT = TO_CLIENT | {b"retry-after", b"retry-after-ms"}
@@ -37,6 +39,7 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_client",
         "_framed",
+        "_head_bytes",
         "_interim",
         "_parser",
         "call",
@@ -59,6 +62,7 @@ class Connection(asyncio.Protocol):
         self.idle_since_ns = 0
         self._interim = False
         self._framed = False
+        self._head_bytes = 0  # of heads that came in more than one read, over the connection's life
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]
@@ -74,8 +78,14 @@ class Connection(asyncio.Protocol):
         call._seen = True
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserError:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             call.fail(Fault("protocol", "the upstream's answer is not valid HTTP/1.1"))
+            # The answer may have been whole and the nonsense behind it: then it counts, the connection does not.
+            self.transport.abort()
+        if not call.status and not call.done:
+            self._head_bytes += len(data)
+            if self._head_bytes > MOST_HEAD_BYTES:
+                call.fail(Fault("protocol", "the head of the upstream's answer is over the size limit"))
             return
         push = call._push
         if push is not None:
