@@ -368,6 +368,7 @@ class Flow:
         body = fault.to_body()
         headers: Headers = [JSON_HEADER, (b"content-length", b"%d" % len(body))]
         headers += self.marks.headers(x, None)
+        headers += fault.headers
         if fault.retry_after_s is not None and fault.status in (429, 503):
             headers.append((b"retry-after", b"%d" % max(1, round(fault.retry_after_s))))
         if x.attempts and fault.source != TABLE["refused"].source:

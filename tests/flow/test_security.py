@@ -233,7 +233,7 @@ def _canary(word: str) -> str:
     return f"CANARY-{word}-7f3a9c2e51"
 
 
-SECRETS = {name: _canary(name) for name in ("key", "admin", "upstream", "account", "header", "hook")}
+SECRETS = {name: _canary(name) for name in ("key", "admin", "upstream", "account", "hook")}
 PROMPT, REPLY = _canary("prompt"), _canary("reply")
 # The provider's own words about the caller's request: they go to the caller as they are.
 WORDS = ("s400", "s413", "s422")
@@ -255,7 +255,7 @@ def fault_matrix(serve: Callable[..., Gateway], words: str) -> dict[str, bytes]:
         "text": Upstream(status=500, answer=words.encode()),
         **{f"s{status}": Upstream(status=status, answer=error) for status in (400, 401, 403, 404, 413, 422, 429, 500, 503)},
     }
-    spec = {"kind": "openai", "api_key": "env:TEST_UPSTREAM_KEY", "headers": {"x-extra": "env:EXTRA"}}
+    spec = {"kind": "openai", "api_key": "env:TEST_UPSTREAM_KEY"}
     providers: dict[str, Any] = {name: spec | {"base_url": up.url} for name, up in ups.items()}
     providers["good"] = {"kind": "openai", "base_url": ups["good"].url, "accounts": [{"name": "one", "api_key": "env:ACCOUNT"}]}
     providers["dead"] = spec | {"base_url": "http://127.0.0.1:9/v1"}
@@ -264,7 +264,7 @@ def fault_matrix(serve: Callable[..., Gateway], words: str) -> dict[str, bytes]:
     hook = Upstream()
     env = {
         "TEST_KEY": SECRETS["key"], "TEST_ADMIN_KEY": SECRETS["admin"], "TEST_UPSTREAM_KEY": SECRETS["upstream"], "ACCOUNT": SECRETS["account"],
-        "EXTRA": SECRETS["header"], "HOOK": f"http://127.0.0.1:{hook.port}/{SECRETS['hook']}",
+        "HOOK": f"http://127.0.0.1:{hook.port}/{SECRETS['hook']}",
     }  # fmt: skip
     gateway = serve(config(providers, routes, telemetry={"alerts": {"webhook": "env:HOOK"}}), env=env)
     places: dict[str, bytes] = {"answers": b"", "refusals": b""}
@@ -316,7 +316,7 @@ def test_no_secret_and_no_payload_is_left_anywhere(serve: Callable[..., Gateway]
 @pytest.fixture(scope="module")
 def repeated(serve: Callable[..., Gateway]) -> dict[str, bytes]:
     """The same with providers that repeat the prompt, and the key they were given, in their errors."""
-    return fault_matrix(serve, f"bad request {PROMPT} with Bearer {SECRETS['upstream']} or {SECRETS['upstream']}, {SECRETS['header']}")
+    return fault_matrix(serve, f"bad request {PROMPT} with Bearer {SECRETS['upstream']} or {SECRETS['upstream']}")
 
 
 def test_a_provider_that_repeats_our_key_does_not_give_it_away(repeated: dict[str, bytes]) -> None:

@@ -207,8 +207,10 @@ def _check_headers(path: Path, headers: Mapping[str, Any], found: Findings) -> N
             found.error(here, "not the name of a header")
         elif lower in _OURS:
             found.error(here, "Turnout writes this header itself")
-        elif lower in _CREDENTIALS and not isinstance(value, Secret):
+        elif lower in _CREDENTIALS:
             found.error(here, "carries a credential: give it by reference, as api_key")
+        elif value.startswith(("env:", "file:/")):
+            found.error(here, "is sent as it stands: references are read in api_key only")
         elif lower in seen:
             found.error(here, "stands here twice, in different letters")
         seen.add(lower)

@@ -367,8 +367,6 @@ _PASSED = (
     "PYTHONPATH",
     "VIRTUAL_ENV",
     "TURNOUT_PURE",
-    "SSL_CERT_FILE",
-    "SSL_CERT_DIR",
     "NO_COLOR",
 )
 
