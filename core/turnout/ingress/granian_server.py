@@ -13,7 +13,6 @@ from granian.server.embed import Server
 
 from ..config.model import Listen
 
-
 MOST_HEAD_BYTES = 64 * 1024  # a longer request head is answered with 431
 
 
