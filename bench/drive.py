@@ -19,10 +19,10 @@ import uvloop
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "core"))
 
-from turnout.app import App  # noqa: E402
-from turnout.config.load import load_data  # noqa: E402
-from turnout.telemetry.ring import Ring  # noqa: E402
-from turnout.upstream.client import Connection  # noqa: E402
+from turnout.app import App
+from turnout.config.load import load_data
+from turnout.telemetry.ring import Ring
+from turnout.upstream.client import Connection
 
 KEY = "sk-drive-0123456789abcdef"
 CONFIG = {

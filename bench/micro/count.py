@@ -19,10 +19,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from cases import Case, all_cases  # noqa: E402  (first: it finds bench/ and Turnout)
-
-import drive  # noqa: E402
-import uvloop  # noqa: E402
+import drive
+import uvloop
+from cases import Case, all_cases
 
 AT_ONCE = 2
 WARM_UP = 20  # the interpreter has specialized its bytecode by then (8 calls, PEP 659), pools and caches are filled

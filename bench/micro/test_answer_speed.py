@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 
-from cases import Case, test_speed as test_speed
+from cases import Case
+from cases import test_speed as test_speed
 from drive import answer, events
 
 from turnout.exchange import Usage

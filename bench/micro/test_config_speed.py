@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from cases import Case, test_speed as test_speed
+from cases import Case
+from cases import test_speed as test_speed
 
 from turnout.config.load import from_wire
 from turnout.config.model import Config

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 
-from cases import Case, test_speed as test_speed
+from cases import Case
+from cases import test_speed as test_speed
 
 from turnout.account.cost import cost_nanos, usd
 from turnout.catalog import Catalog

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 
-from cases import Case, test_speed as test_speed
+from cases import Case
+from cases import test_speed as test_speed
 
 from turnout.admit.keys import Keyring, presented_key
 from turnout.admit.spec import KeySpec

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from cases import Case, test_speed as test_speed
+from cases import Case
+from cases import test_speed as test_speed
 from drive import agent, small
 
 from turnout import native

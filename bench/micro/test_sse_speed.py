@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from functools import partial
 
-from cases import Case, test_speed as test_speed
+from cases import Case
+from cases import test_speed as test_speed
 from drive import events
 
 from turnout.wire.sse import Splitter

@@ -4,7 +4,8 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from cases import Case, test_speed as test_speed
+from cases import Case
+from cases import test_speed as test_speed
 
 from turnout.exchange import Attempt, Exchange, Principal, Surface, Usage
 from turnout.telemetry import record

@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
+
 from turnout.errors import Fault
 from turnout.upstream.client import Client, Connection
 from turnout.upstream.connect import Origin

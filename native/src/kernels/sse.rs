@@ -217,7 +217,10 @@ impl Scanner {
         if self.ended() || event.iter().all(|c| space(*c)) {
             return Vec::new();
         }
-        let text = event.iter().rposition(|c| !matches!(c, b'\r' | b'\n')).map_or(0, |i| i + 1);
+        let text = event
+            .iter()
+            .rposition(|c| !matches!(c, b'\r' | b'\n'))
+            .map_or(0, |i| i + 1);
         event.truncate(text);
         event.extend_from_slice(b"\n\n");
         let data = data_of(&event);
@@ -580,7 +583,11 @@ fn count(b: &[u8], at: usize) -> Result<(Said, usize), Malformed> {
     if whole && text.trim_start_matches('-').len() > MOST_DIGITS || !whole && n.is_infinite() {
         return Err(Malformed(at, "number out of range"));
     }
-    let said = if (0.0..=MOST_TOKENS).contains(&n) { Said::Count } else { Said::Nonsense };
+    let said = if (0.0..=MOST_TOKENS).contains(&n) {
+        Said::Count
+    } else {
+        Said::Nonsense
+    };
     Ok((said, end))
 }
 
@@ -673,14 +680,18 @@ impl StreamScanner {
 mod tests {
     use super::*;
 
-    const ROLE: &str = r#"{"id":"c","choices":[{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}]}"#;
+    const ROLE: &str =
+        r#"{"id":"c","choices":[{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}]}"#;
     const TEXT: &str = r#"{"id":"c","choices":[{"index":0,"delta":{"content":"h\u00e9llo \ud83d\ude00"}}]}"#;
     const FINISH: &str = r#"{"id":"c","choices":[{"index":0,"delta":{},"finish_reason":"st\u006fp"}]}"#;
     const USAGE: &str = r#"{"choices":[],"usage":{"prompt_tokens":7,"completion_tokens":3,"total_tokens":10}}"#;
     const ERROR: &str = r#"{"error":{"message":"overloaded","code":529}}"#;
 
     fn stream(chunks: &[&str], end: &str) -> Vec<u8> {
-        chunks.iter().flat_map(|c| format!("data: {c}{end}{end}").into_bytes()).collect()
+        chunks
+            .iter()
+            .flat_map(|c| format!("data: {c}{end}{end}").into_bytes())
+            .collect()
     }
 
     fn run(pieces: &[&[u8]], strip: bool) -> (Vec<u8>, Marks) {
@@ -699,7 +710,10 @@ mod tests {
         let mut scanner = Scanner::new(true);
         assert_eq!(scanner.feed(&s), Passed::Range(0..s.len()));
         let m = &scanner.marks;
-        assert_eq!((m.chunks, m.finish.as_str(), m.done, m.broken), (1, "stop", true, Broken::No));
+        assert_eq!(
+            (m.chunks, m.finish.as_str(), m.done, m.broken),
+            (1, "stop", true, Broken::No)
+        );
         assert_eq!(m.content_bytes, r#""h\u00e9llo \ud83d\ude00""#.len() as u64);
     }
 
@@ -708,7 +722,7 @@ mod tests {
         for end in ["\n", "\r\n", "\r"] {
             let s = stream(&[ROLE, TEXT, USAGE, "noise", FINISH, "[DONE]"], end);
             let whole = run(&[&s], true);
-            assert_eq!(whole.1.usage.as_deref().map(<[u8]>::len), Some(58));
+            assert_eq!(whole.1.usage.as_deref().map(<[u8]>::len), Some(59));
             for i in 0..=s.len() {
                 let got = run(&[&s[..i], &s[i..]], true);
                 assert_eq!(got.1, whole.1, "{i}");
