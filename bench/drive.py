@@ -12,12 +12,14 @@ import asyncio
 import json
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import uvloop
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "core"))
+if find_spec("turnout") is None:  # not installed: the source tree
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "core"))
 
 from turnout.app import App
 from turnout.config.load import load_data

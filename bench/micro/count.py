@@ -19,9 +19,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import drive
 import uvloop
-from cases import Case, all_cases
+from cases import Case, all_cases  # first: it finds bench/ and Turnout
+from drive import Driver
 
 AT_ONCE = 2
 WARM_UP = 20  # the interpreter has specialized its bytecode by then (8 calls, PEP 659), pools and caches are filled
@@ -39,7 +39,7 @@ def run_case(case: Case, loops: int) -> None:
 
 def run_whole(kind: str, loops: int) -> None:
     async def run() -> None:
-        driver = drive.Driver(kind, os.memfd_create("drive"))
+        driver = Driver(kind, os.memfd_create("drive"))
         # The app's clock ticks by the wall, and valgrind's wall is fifty times as long.
         driver.app._timer.cancel()
         for _ in range(WARM_UP + loops):

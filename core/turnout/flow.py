@@ -100,6 +100,9 @@ class Flow:
         except Fault as fault:
             x.fault = fault
             await self.refuse(x, fault, caller)
+        except asyncio.CancelledError:
+            x.status = 0  # the client left: also where a stream had begun under 200, it did not get its end
+            raise
         finally:
             self.settle(x)
 
@@ -141,7 +144,8 @@ class Flow:
         if call.headers:
             headers += passed_headers(call.headers, TO_CLIENT)
         headers += self.marks.headers(x, target)
-        headers.append((b"x-turnout-cost-usd", usd(x.cost_nanos).encode()))
+        if x.attempts[-1].priced:  # no figure says less than a wrong one
+            headers.append((b"x-turnout-cost-usd", usd(x.cost_nanos).encode()))
         x.status = call.status
         await self.reply(x, Reply(call.status, headers, body), caller)
 

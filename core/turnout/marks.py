@@ -44,7 +44,9 @@ class Marks:
     def closing(self, x: Exchange, target: Target) -> bytes:
         """The closing event of a stream, for a client that asked for it: what a plain answer says in its headers."""
         story = {n.decode().removeprefix("x-turnout-"): v.decode() for n, v in self._story(x, target)}
-        story |= {"cost-usd": usd(x.cost_nanos), "request-id": x.id}
+        story["request-id"] = x.id
+        if x.attempts[-1].priced:
+            story["cost-usd"] = usd(x.cost_nanos)
         usage = x.usage or Usage()
         tokens = {"prompt_tokens": usage.prompt, "completion_tokens": usage.completion, "estimated": usage.estimated}
         data = {"turnout": {name.replace("-", "_"): value for name, value in story.items()}, "usage": tokens}

@@ -16,5 +16,7 @@ except ImportError as exc:
 
 if _built is not None:
     FieldScanner: Any = _built.FieldScanner
+    StreamScanner: Any = _built.StreamScanner
 else:
     from .twin.scan import FieldScanner  # noqa: F401
+    from .twin.sse import StreamScanner  # noqa: F401

@@ -41,10 +41,11 @@ REASONS = {200: "OK", 307: "Temporary Redirect", 400: "Bad Request", 401: "Unaut
 class Seen:
     """One request as the server had it. Times are `time.monotonic()`; 0 = it did not happen."""
 
-    __slots__ = ("body", "cancelled", "fault", "head", "lost_at", "started_at", "written")
+    __slots__ = ("body", "cancelled", "fault", "head", "lost_at", "peer_port", "started_at", "written")
 
-    def __init__(self, fault: str, head: bytes) -> None:
+    def __init__(self, fault: str, head: bytes, peer_port: int = 0) -> None:
         self.fault = fault
+        self.peer_port = peer_port
         self.head = head
         self.body = b""
         self.started_at = time.monotonic()
@@ -200,7 +201,7 @@ class Connection(asyncio.Protocol):
         if fault.where == "accept":  # on a connection that is used again: as if it had been closed while idle
             self.transport.close()
             raise Lost
-        seen = self.current = self.server._count(spec, head)
+        seen = self.current = self.server._count(spec, head, self.transport.get_extra_info("peername")[1])
         if fault.where != "early":
             await self.body(seen, length)
             if self.server.on_body is not None:
@@ -647,10 +648,10 @@ class FaultServer:
             return spec
         return None
 
-    def _count(self, spec: str, head: bytes) -> Seen:
+    def _count(self, spec: str, head: bytes, peer_port: int = 0) -> Seen:
         self.requests += 1
         self.by_fault[spec.partition(":")[0]] += 1
-        seen = Seen(spec, head)
+        seen = Seen(spec, head, peer_port)
         self.seen.append(seen)
         return seen
 

@@ -150,6 +150,9 @@ def test_a_failing_target_is_not_seen(gateway: Gateway, client: httpx.Client, a:
     assert answer.status_code == 200
     assert text_of(answer) == TEXT
     headers = answer.headers
+    if fault == "accept-reset":  # the kernel may report the reset while the connect is still being finished
+        reason = headers["x-turnout-fallback"].rpartition("=")[2]
+        assert reason in ("reset", "connect")
     assert headers["x-turnout-provider"] == "b"
     assert headers["x-turnout-model"] == MODEL
     assert headers["x-turnout-attempts"] == "2"

@@ -1,4 +1,5 @@
-"""The stream reader: any chunking of the same bytes gives the same answer, and nothing behind a break is handed on."""
+"""The stream readers: any chunking of the same bytes gives the same answer, nothing behind a break is handed on, and
+the native one, where it is built, says the same as the pure one of every stream in this file."""
 
 import base64
 import itertools
@@ -10,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis.strategies as st
+import msgspec
 import pytest
 from hypothesis import given, settings
 
-from turnout.stream.reader import MOST_NOISE, StreamReader
-from turnout.upstream.attempt import event_fault
+from turnout import native
+from turnout.errors import Fault
+from turnout.stream.reader import MOST_NOISE, NativeReader, PureReader, StreamReader
+from turnout.upstream import attempt
 from turnout.wire.sse import MAX_EVENT_BYTES, Splitter, TooLong, data_of
 
 DONE = b"data: [DONE]\n\n"
@@ -25,23 +29,39 @@ ERROR = b'data: {"error":{"message":"overloaded","type":"server_error","code":52
 BROKEN = b'data: {"id":"c","choices":[{"index":0,"delta":{"content":"lo\n\n'
 
 
+READERS = (PureReader,) if native.StreamScanner is None else (PureReader, NativeReader)
+
+
+def event_fault(error: msgspec.Raw) -> Fault:
+    return attempt.event_fault(error, bytes)
+
+
 def said(text: str) -> bytes:
     body = json.dumps({"id": "c", "choices": [{"index": 0, "delta": {"content": text}}]}, ensure_ascii=False)
     return b"data: " + body.encode() + b"\n\n"
 
 
 class Outcome:
-    """What one reader made of one stream."""
+    """What the readers made of one stream: all of them the same."""
 
     def __init__(self, pieces: Sequence[bytes], strip: bool = False) -> None:
-        reader = StreamReader(strip, event_fault)
-        self.reader = reader
-        self.out = b"".join([reader.feed(piece, 1_000 + i) for i, piece in enumerate(pieces)])
-        self.out += reader.close(9_999)
+        made = [self._read(kind(strip, event_fault), pieces) for kind in READERS]
+        self.reader, self.out, self.steps, self.marks = made[0]
+        for _, out, steps, marks in made[1:]:
+            assert (out, steps, marks) == (self.out, self.steps, self.marks)
 
-    @property
-    def marks(self) -> tuple[Any, ...]:
-        r = self.reader
+    @classmethod
+    def _read(cls, reader: Any, pieces: Sequence[bytes]) -> tuple[Any, bytes, list[Any], tuple[Any, ...]]:
+        out: list[bytes] = []
+        steps: list[Any] = []  # what can be seen after each piece
+        for i, piece in enumerate(pieces):
+            out.append(reader.feed(piece, 1_000 + i))
+            steps.append((len(out[-1]), reader.first_content_ns, reader.finish, reader.done, reader.fault is None))
+        out.append(reader.close(9_999))
+        return reader, b"".join(out), steps, cls._marks(reader)
+
+    @staticmethod
+    def _marks(r: Any) -> tuple[Any, ...]:
         fault = (r.fault.kind, r.fault.message, r.fault.status, r.fault.code) if r.fault else None
         return (r.chunks, r.content_bytes, bool(r.first_content_ns), r.finish, r.usage, r.done, fault, r.error_event)
 

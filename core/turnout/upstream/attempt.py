@@ -156,7 +156,8 @@ def refusal(status: int, body: bytes, media_type: bytes, headers: list[tuple[byt
         return Fault(
             "protocol", "the upstream answered with a redirect, which is never followed", upstream_status=status
         )
-    own_words = body if is_json(media_type) and has_error_object(body) else b""
+    # Whatever the content type: DeepSeek says `application/octet-stream`.
+    own_words = body if has_error_object(body) else b""
     return Fault(
         "refused",
         f"the upstream refused the request with status {status}",

@@ -122,6 +122,8 @@ class Call:
         if most:
             self._most = most
         self.whole = True
+        if self._paused:  # what came with the head was more than a stream's reader is given at once
+            self._resume()
         while not self.done:
             if self.fault is not None:
                 raise self.fault
@@ -137,10 +139,13 @@ class Call:
         self._chunks = []
         self._size = 0
         if self._paused:
-            self._paused = False
-            if self._conn is not None:
-                self._conn.transport.resume_reading()
+            self._resume()
         return data
+
+    def _resume(self) -> None:
+        self._paused = False
+        if self._conn is not None:
+            self._conn.transport.resume_reading()
 
     @property
     def drained(self) -> bool:
@@ -152,6 +157,8 @@ class Call:
         if not self.done:
             self.whole = True
             self._chunks.clear()
+            if self._paused:
+                self._resume()
             self.limit(now_ns + LINGER_NS, "plain_timeout", now_ns + LINGER_NS, LINGER_NS)
 
     def close(self) -> None:
