@@ -19,6 +19,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+# Where objects lie decides about collisions in the interpreter's method cache and how a copy is aligned: worth up to
+# 1 % of the instructions. The gate counts with several shifts and takes the least.
+SHIFT = [bytes(24 + 16 * (i % 13)) for i in range(997 * int(os.environ.get("COUNT_SHIFT", "0")))]
+
 import uvloop
 from cases import Case, all_cases  # first: it finds bench/ and Turnout
 from drive import Driver

@@ -20,9 +20,7 @@ HOUR_NS = 3_600_000_000_000
 
 def targets() -> list[Target]:
     plain: dict[str, Any] = {"account": "", "account_weight": 1.0, "ttft_ms": 0, "plain_ms": 0, "port": None}
-    return [
-        Target(provider=f"p{i}", model="m", weight=i + 1.0, health=Breaker(Random(i)), **plain) for i in range(8)
-    ]
+    return [Target(provider=f"p{i}", model="m", weight=i + 1.0, health=Breaker(Random(i)), **plain) for i in range(8)]
 
 
 def rank(policy: POLICIES) -> Callable[[], Sequence[int]]:

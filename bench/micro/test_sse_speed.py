@@ -1,28 +1,33 @@
-"""wire.sse: a stream of 50 content chunks cut into its events, whole reads and reads cut at odd places."""
+"""StreamScanner: a stream of 50 content chunks scanned, whole reads and reads cut at odd places; kernel and twin."""
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from cases import Case
 from cases import test_speed as test_speed
-from drive import events
+from drive import CHUNKS, events
 
-from turnout.wire.sse import Splitter
+from turnout import native
+from turnout.twin.sse import StreamScanner as Twin
 
 EVENTS = events()
 STREAM = b"".join(EVENTS)
 ODD = [STREAM[i : i + 97] for i in range(0, len(STREAM), 97)]
 
 
-def split(reads: list[bytes]) -> Callable[[], list[bytes]]:
-    def work() -> list[bytes]:
-        feed = Splitter().feed
-        return [event for read in reads for event in feed(read)]
+def scan(kind: Any, reads: list[bytes]) -> Callable[[], tuple[bytes, int]]:
+    def work() -> tuple[bytes, int]:
+        scanner = kind(False)
+        out = b"".join([scanner.feed(read) for read in reads])
+        return out, scanner.chunks
 
     return work
 
 
+RIGHT = (STREAM, CHUNKS).__eq__
 CASES = [
-    Case("wire.sse 50 chunks, whole", partial(split, EVENTS), EVENTS.__eq__, 30),
-    Case("wire.sse 50 chunks, cut", partial(split, ODD), EVENTS.__eq__, 15),
+    Case("scan 50 chunks, whole", partial(scan, native.StreamScanner, EVENTS), RIGHT, 60),
+    Case("scan 50 chunks, cut", partial(scan, native.StreamScanner, ODD), RIGHT, 60),
+    Case("scan 50 chunks, whole, twin", partial(scan, Twin, EVENTS), RIGHT, 20),
 ]

@@ -19,7 +19,9 @@ def exchange() -> Exchange:
     """One streamed request that went well at the first target."""
     usage = Usage(60, 150)
     tried = Attempt("a", "", "gpt-4o-mini", "first", 30, 9_000_000, 5_000_000, 6_000_000, 200, "", usage, 99_000)
-    x = Exchange(id="req_0123456789abcdef", surface=CHAT, started_ns=0, wall_ns=1_700_000_000_000_000_000, config_version=1)
+    x = Exchange(
+        id="req_0123456789abcdef", surface=CHAT, started_ns=0, wall_ns=1_700_000_000_000_000_000, config_version=1
+    )
     x.principal = Principal("bench", "team:bench", "abcdef", "bench")
     x.body, x.model, x.stream = b"x" * 300, "fast", True
     x.attempts, x.usage, x.cost_nanos, x.finish, x.chunks = [tried], usage, 99_000, "stop", 50

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+
 from faults.conftest import MODEL, ask, body, error_of
 from faults.server import FaultServer
 from support.gateway import KEY, Gateway, config
@@ -45,13 +46,21 @@ class Load:
     async def _one(self) -> None:
         try:
             async with asyncio.timeout(20):
-                while self._idle and self._idle[-1][0].at_eof():  # the gateway closes connections that are idle for long
+                while (
+                    self._idle and self._idle[-1][0].at_eof()
+                ):  # the gateway closes connections that are idle for long
                     self._idle.pop()[1].close()
-                reader, writer = self._idle.pop() if self._idle else await asyncio.open_connection(self.gateway.host, self.gateway.port)
+                reader, writer = (
+                    self._idle.pop()
+                    if self._idle
+                    else await asyncio.open_connection(self.gateway.host, self.gateway.port)
+                )
                 head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\ncontent-length: {len(self.data)}\r\n\r\n"
                 writer.write(head.encode() + self.data)
                 answer = await reader.readuntil(b"\r\n\r\n")
-                length = next(int(line[15:]) for line in answer.split(b"\r\n") if line.lower().startswith(b"content-length:"))
+                length = next(
+                    int(line[15:]) for line in answer.split(b"\r\n") if line.lower().startswith(b"content-length:")
+                )
                 answer += await reader.readexactly(length)
                 self.answers.append((int(answer.split(b" ", 2)[1]), answer))
                 self._idle.append((reader, writer))
@@ -95,7 +104,9 @@ def outage(gateway: Gateway, servers: dict[str, FaultServer], how: str, seconds:
     since = load.started + settled
     sent = sum(at >= since for at in load.at)
     # By the gateway's own rows, which have the time of every attempt; the servers' counts are checked against their sum.
-    log = gateway.wait_for(lambda: len(lines := [r for r in list(gateway.log) if r["route"] == how]) >= len(load.at) + 5 and lines, 15)
+    log = gateway.wait_for(
+        lambda: len(lines := [r for r in list(gateway.log) if r["route"] == how]) >= len(load.at) + 5 and lines, 15
+    )
     lines = sorted(log, key=lambda r: r["ts"])[5:]
     asked = sum(r["attempts"] for r in lines[len(load.at) - sent :])
     total = sum(r["attempts"] for r in lines)
@@ -106,7 +117,9 @@ def outage(gateway: Gateway, servers: dict[str, FaultServer], how: str, seconds:
         # Once more by the servers' own clock, the same process's as the load's.
         asked = max(asked, sum(s.started_at >= since for s in seen))
     grown = {k: v - before.get(k, 0) for k, v in gateway.metrics().items()}
-    assert sum(v for k, v in grown.items() if k.startswith("turnout_attempts_total{") and f'route="{how}"' in k) == total
+    assert (
+        sum(v for k, v in grown.items() if k.startswith("turnout_attempts_total{") and f'route="{how}"' in k) == total
+    )
     opens = sum(v for k, v in grown.items() if k.startswith("turnout_breaker_opens_total") and f"p{how}" in k)
     print(
         f"\nall targets {how}, {RATE} requests/s for {seconds:.0f} s: {asked / sent:.3f} upstream requests per request from second "
@@ -127,7 +140,10 @@ def outage(gateway: Gateway, servers: dict[str, FaultServer], how: str, seconds:
         back = time.monotonic() - healed
         answers = [ask(client, how) for _ in range(50)]
         # ... and the other one is not left alone for minutes.
-        opened = lambda: any(gateway.metrics().get(f'turnout_breaker_open{{provider="p{how}{n}",account="",model="{MODEL}"}}', 0) for n in "ab")
+        opened = lambda: any(
+            gateway.metrics().get(f'turnout_breaker_open{{provider="p{how}{n}",account="",model="{MODEL}"}}', 0)
+            for n in "ab"
+        )
         both = gateway.wait_for(lambda: not opened(), 70) if how == "503" else True
     print(f"first good answer {back * 1000:.0f} ms after the targets healed")
     assert back < 5

@@ -17,9 +17,11 @@ from hypothesis import given, settings
 
 from turnout import native
 from turnout.errors import Fault
-from turnout.stream.reader import MOST_NOISE, NativeReader, PureReader, StreamReader
+from turnout.stream.reader import MOST_NOISE, StreamReader
+from turnout.twin import sse as twin_module
+from turnout.twin.sse import MAX_EVENT_BYTES
+from turnout.twin.sse import StreamScanner as Twin
 from turnout.upstream import attempt
-from turnout.wire.sse import MAX_EVENT_BYTES, Splitter, TooLong, data_of
 
 DONE = b"data: [DONE]\n\n"
 ROLE = b'data: {"id":"c","choices":[{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}]}\n\n'
@@ -29,7 +31,7 @@ ERROR = b'data: {"error":{"message":"overloaded","type":"server_error","code":52
 BROKEN = b'data: {"id":"c","choices":[{"index":0,"delta":{"content":"lo\n\n'
 
 
-READERS = (PureReader,) if native.StreamScanner is None else (PureReader, NativeReader)
+SCANNERS = (Twin,) if native.StreamScanner is Twin else (Twin, native.StreamScanner)
 
 
 def event_fault(error: msgspec.Raw) -> Fault:
@@ -45,7 +47,11 @@ class Outcome:
     """What the readers made of one stream: all of them the same."""
 
     def __init__(self, pieces: Sequence[bytes], strip: bool = False) -> None:
-        made = [self._read(kind(strip, event_fault), pieces) for kind in READERS]
+        made = []
+        for scanner in SCANNERS:
+            reader = StreamReader(strip, event_fault)
+            reader._scanner = scanner(strip, MOST_NOISE)
+            made.append(self._read(reader, pieces))
         self.reader, self.out, self.steps, self.marks = made[0]
         for _, out, steps, marks in made[1:]:
             assert (out, steps, marks) == (self.out, self.steps, self.marks)
@@ -287,55 +293,26 @@ def vectors(shared: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (shared / "data" / "sse" / "sse_vectors.jsonl").read_text().splitlines()]
 
 
-def split_events(pieces: Sequence[bytes], limit: int) -> list[bytes]:
-    splitter = Splitter(limit)
-    found = [data_of(event) for piece in pieces for event in splitter.feed(piece)]
-    splitter.close()  # an event without its empty line is none, says the grammar
-    return [data for data in found if data is not None]
+def split_events(pieces: Sequence[bytes]) -> list[bytes]:
+    """The `data` of the events, by the twin's own splitting (that the kernel's is the same: tests/twins/test_sse.py)."""
+    scanner = Twin(False)
+    found = [twin_module._data_of(event) for piece in pieces for event in scanner._split(piece)[0]]
+    return [data for data in found if data is not None]  # an event without its empty line is none, says the grammar
 
 
-def test_the_splitter_finds_the_grammars_events_at_every_byte_split(shared: Path) -> None:
+def test_the_splitter_finds_the_grammars_events_at_every_byte_split(
+    shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rng = random.Random(7)
     for vector in vectors(shared):
         raw = base64.b64decode(vector["raw_b64"])
-        limit = 2 * len(raw) + 10
+        monkeypatch.setattr(twin_module, "MAX_EVENT_BYTES", 2 * len(raw) + 10)
         few = len(raw) <= 2_000
         splits = range(len(raw) + 1) if few else rng.sample(range(len(raw)), 40) + list(range(len(raw) - 12, len(raw) + 1))
         every = [[raw[:i], raw[i:]] for i in splits]
         every.append([raw[i : i + 1] for i in range(len(raw))] if few else [raw[i : i + 4_097] for i in range(0, len(raw), 4_097)])
         for pieces in every:
-            got = split_events(pieces, limit)
+            got = split_events(pieces)
             assert len(got) == vector["n_events"], vector["name"]
             if vector["events"] is not None:
                 assert [data.decode() for data in got] == vector["events"], vector["name"]
-
-
-@settings(deadline=None, max_examples=200)
-@given(stream=st.text(alphabet="da:t \n\r\x00ü", max_size=60).map(str.encode), places=CUTS)
-def test_the_splitter_loses_and_makes_no_byte(stream: bytes, places: list[int]) -> None:
-    splitter = Splitter()
-    parts = [event for piece in cut(stream, places) for event in splitter.feed(piece)]
-    assert b"".join([*parts, splitter.close()]) == stream
-
-
-@settings(deadline=None, max_examples=200)
-@given(sizes=st.lists(st.integers(1, 60), min_size=1, max_size=10), places=CUTS)
-def test_which_event_is_too_long_does_not_depend_on_the_chunking(sizes: list[int], places: list[int]) -> None:
-    events = [b":" + b"x" * size + b"\n\n" for size in sizes]  # 4 to 63 bytes
-    limit = 40
-    want = []
-    for event in events:
-        if len(event) > limit:
-            break
-        want.append(event)
-    splitter = Splitter(limit)
-    got: list[bytes] = []
-    try:
-        for piece in cut(b"".join(events), places):
-            got += splitter.feed(piece)
-    except TooLong as exc:
-        got += exc.events
-        assert len(want) < len(events)
-    else:
-        assert len(want) == len(events)
-    assert got == want

@@ -106,8 +106,10 @@ class Call:
             return
         self._push = push
         await self._news()
+        # Put back by the connection: `push` refused what it took. That goes to the client before a break is told.
+        refused = self._push is None
         self._push = None
-        if self.fault is not None and not self._chunks:
+        if self.fault is not None and not self._chunks and not refused:
             raise self.fault
 
     async def wait_head(self) -> None:

@@ -9,7 +9,7 @@ use super::json::{blank, fields, null, number, string, value, Malformed};
 
 /// More than any model can take; a larger number is a provider's mistake, not a bill.
 const MOST_TOKENS: f64 = 100_000_000.0;
-/// Python refuses to read longer integers, and so does msgspec.
+/// msgspec reads no longer integers, their sign counted (Python's own bound counts digits only).
 const MOST_DIGITS: usize = 4300;
 
 /// Where a delta's content is; the first of these that is set counts. The order is that of `content_bytes` in
@@ -220,7 +220,7 @@ fn count(b: &[u8], at: usize) -> Result<(Said, usize), Malformed> {
     let text = std::str::from_utf8(&b[at..end]).unwrap_or("");
     let n: f64 = text.parse().unwrap_or(f64::INFINITY);
     let whole = !text.contains(['.', 'e', 'E']);
-    if whole && text.trim_start_matches('-').len() > MOST_DIGITS || !whole && n.is_infinite() {
+    if whole && text.len() > MOST_DIGITS || !whole && n.is_infinite() {
         return Err(Malformed(at, "number out of range"));
     }
     let said = if (0.0..=MOST_TOKENS).contains(&n) {

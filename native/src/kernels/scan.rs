@@ -6,7 +6,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyTuple};
 
-use super::json::{blank, hex4, key, value, Malformed};
+use super::json::{blank, key, unescape, value, Malformed};
 
 /// What is wrong with a body and at which byte.
 #[derive(Debug, PartialEq, Eq)]
@@ -19,35 +19,6 @@ impl From<Malformed> for Flaw {
     fn from(Malformed(at, what): Malformed) -> Self {
         Self::Json(at, what)
     }
-}
-
-/// The name of an escaped key with its escapes undone, for comparing only: what is not ASCII becomes '?'.
-fn unescape(b: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(b.len());
-    let mut i = 0;
-    while i < b.len() {
-        if b[i] != b'\\' {
-            out.push(b[i]);
-            i += 1;
-            continue;
-        }
-        match b[i + 1] {
-            b'u' => {
-                let v = hex4(b, i + 2).unwrap_or(0x3F);
-                out.push(if v < 0x80 { v as u8 } else { b'?' });
-                i += 6;
-                continue;
-            }
-            b'b' => out.push(8),
-            b'f' => out.push(12),
-            b'n' => out.push(b'\n'),
-            b'r' => out.push(b'\r'),
-            b't' => out.push(b'\t'),
-            c => out.push(c),
-        }
-        i += 2;
-    }
-    out
 }
 
 /// Fill `spans` with (start, end) of the value of each of `names`, `usize::MAX` where it is missing.
@@ -74,7 +45,7 @@ pub fn scan(b: &[u8], names: &[Vec<u8>], spans: &mut [usize]) -> Result<(usize, 
             let plain;
             let name: &[u8] = if escaped {
                 plain = unescape(&b[from..to]);
-                &plain
+                plain.as_bytes()
             } else {
                 &b[from..to]
             };
