@@ -227,12 +227,13 @@ class Flow:
         request = self.request(x, target, attempt)
         call = target.port.open_nowait(request) or await target.port.open(request)
         try:
-            body = await call.wait_whole()
-        except Fault:
-            if not call.stale:
-                raise
-            call = await target.port.open(request)
-            body = await self._whole_or_close(call)
+            try:
+                body = await call.wait_whole()
+            except Fault:
+                if not call.stale:
+                    raise
+                call = await target.port.open(request)
+                body = await call.wait_whole()
         except BaseException:
             call.close()
             raise
@@ -248,13 +249,6 @@ class Flow:
         x.first_byte_ns = call.first_byte_ns
         self.book(x, attempt, target, usage or estimate(len(x.body), len(body)))
         return body, call, target
-
-    async def _whole_or_close(self, call: Call) -> bytes:
-        try:
-            return await call.wait_whole()
-        except BaseException:
-            call.close()
-            raise
 
     def read_answer(self, x: Exchange, target: Target, call: Call, body: bytes) -> Usage | None:
         """Usage and finish reason of a whole answer. Raises Fault for half a body or an error under status 200."""
