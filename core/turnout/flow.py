@@ -53,9 +53,6 @@ class Caller(Protocol):
     def release(self) -> Awaitable[None] | None: ...
 
 
-Settled = Callable[[Exchange], None]
-
-
 class Flow:
     """One config's rooms, put together by app.py. A request keeps the flow it began with."""
 
@@ -69,7 +66,7 @@ class Flow:
         catalog: Catalog,
         clock: Clock,
         rng: Random,
-        settled: Settled,
+        settled: Callable[[Exchange], None],
         body_limit: int,
     ) -> None:
         self.version = version

@@ -62,7 +62,7 @@ class Connection(asyncio.Protocol):
         self.idle_since_ns = 0
         self._interim = False
         self._framed = False
-        self._head_bytes = 0  # of heads that came in more than one read, over the connection's life
+        self._head_bytes = 0  # of a head that comes in more than one read
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]
@@ -162,6 +162,7 @@ class Connection(asyncio.Protocol):
             self.transport.resume_reading()
         if self._parser.should_keep_alive() and self._framed and not self.transport.get_write_buffer_size():
             self._framed = False
+            self._head_bytes = 0
             self.idle_since_ns = client.now_ns()
             idle = self.origin.idle
             if len(idle) < self.origin.max_idle:
