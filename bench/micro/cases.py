@@ -22,7 +22,7 @@ class Case:
     """`make` builds what is needed and gives the work; `right` says whether a result of the work is the right one.
 
     The work must leave things so that it may be done again with the same result. `loops`: how often it is done when
-    its instructions are counted (and twice as often, for the difference).
+    its instructions are counted (and twice as often, for the difference); 0: it is timed, but not counted.
     """
 
     name: str

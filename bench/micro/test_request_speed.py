@@ -35,8 +35,16 @@ def right(body: bytes, result: tuple[str, Any, int]) -> bool:
     return model == "fast" and b"".join(pieces) == expected and length == len(expected)
 
 
+# The twin's regular expressions keep a stack entry per byte of a string: growing that stack copies megabytes or not, as
+# the heap happens to lie. 26 % between layouts, so for the 20 KB it is only timed.
+UNSTEADY = ("20 KB", "twin")
 CASES = [
-    Case(f"wire.request {size}, {name}", partial(onward, body, scanner), partial(right, body))
+    Case(
+        f"wire.request {size}, {name}",
+        partial(onward, body, scanner),
+        partial(right, body),
+        0 if (size, name) == UNSTEADY else 200,
+    )
     for size, body in (("300 B", small()), ("20 KB", agent()))
     for name, scanner in SCANNERS.items()
 ]

@@ -258,19 +258,20 @@ def test_a_slow_client_holds_the_provider_back(gateway: Gateway, wire: Callable[
         f"\n{count} clients that do not read: for one of them the provider wrote at most {max(s.written for s in seen) / 1e6:.1f} MB, "
         f"of which the kernel does not hold {max(held) / 1024:.0f} KiB; the gateway grew by {grown / count / 1024:.0f} KiB for each"
     )
-    # granian's queue counts pieces, and a piece is what one read of the socket gave, up to 256 KiB: 2.7 MB measured.
-    assert max(held) < 4_000_000
-    assert grown < count * 4_000_000
+    # granian's queue counts pieces, so these are cut to 32 KiB each: 1.2 MB measured, 2.7 MB before that.
+    assert max(held) < 2_000_000
+    assert grown < count * 3_000_000
     assert max(s.written for s in seen) < 64_000_000
     # The provider is not blamed for it (idle_ms is over by far), and when the client reads it goes on.
     time.sleep(3 * TIMEOUTS["idle_ms"] / 1000)
     at = [s.written for s in seen]
-    for w in clients:
+    for s, n, w in zip(seen, at, clients, strict=True):
         w.data = b""
-        while len(w.data) < 8_000_000:
+        # What lies in the kernel's buffers comes first, and they may hold tens of megabytes.
+        while s.written == n and len(w.data) < 64_000_000:
             w.data += w.socket.recv(65536)
         assert b'"error"' not in w.data
-    assert all(s.written > n for s, n in zip(seen, at, strict=True))
+        assert s.written > n
     for w in clients:
         w.close()
     assert gateway.wait_for(lambda: all(s.lost_at for s in seen), 5)

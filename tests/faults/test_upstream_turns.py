@@ -11,8 +11,7 @@ from turnout.exchange import Exchange, Surface
 from turnout.stream.reader import StreamReader
 from turnout.stream.relay import Relay
 from turnout.upstream.attempt import event_fault
-from turnout.upstream.call import HIGH_WATER
-from turnout.upstream.client import MOST_HEAD_BYTES, Client, Connection
+from turnout.upstream.client import HIGH_WATER, MOST_HEAD_BYTES, Client, Connection
 from turnout.upstream.connect import Origin
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -158,5 +157,20 @@ def test_a_head_without_an_end_is_given_up() -> None:
                 break
         assert call.fault is not None
         assert call.fault.kind == "protocol"
+
+    asyncio.run(run())
+
+
+def test_heads_that_come_in_pieces_do_not_add_up_over_a_connections_life() -> None:
+    async def run() -> None:
+        conn = connection()
+        filler = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nx-filler: " + b"f" * (MOST_HEAD_BYTES // 3)
+        for _ in range(10):
+            call = ask(conn, whole=True)
+            conn.data_received(filler)
+            conn.data_received(b"\r\ncontent-length: 2\r\n\r\n{}")
+            assert call.fault is None
+            assert call.done
+            assert conn._client.checkout(conn.origin) is conn
 
     asyncio.run(run())

@@ -23,7 +23,10 @@ class Listen(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     workers: Annotated[int, Meta(ge=1, le=256)] = 1
     backlog: Annotated[int, Meta(ge=16, le=65535)] = 4096
     max_connections: Annotated[int, Meta(ge=16)] = 20_000  # per worker, idle ones counted
-    header_timeout_ms: Millis = 5_000
+    header_timeout_ms: Millis = 5_000  # for a request head that has begun; engine granian: see idle_timeout_ms
+    # Keep-alive: longer than clients and load balancers keep theirs (httpx 5 s, AWS 60 s), or they lose a request to the
+    # race with our close. granian has one timer for both, so there the longer of the two holds for heads too.
+    idle_timeout_ms: Millis = 75_000
     body_timeout_ms: Millis = 30_000
     max_body_bytes: Annotated[int, Meta(ge=1024)] = 32 * 1024 * 1024
     drain_s: Annotated[float, Meta(ge=0)] = 60.0  # how long SIGTERM waits for live requests

@@ -16,6 +16,7 @@ listen:
   # backlog: 4096               # connections that may wait to be accepted; the kernel's somaxconn caps it
   # max_connections: 20000      # per worker, idle ones counted; mind `ulimit -n`
   # header_timeout_ms: 5000     # a client must have sent its request head by then (slow-loris defence)
+  # idle_timeout_ms: 75000      # an idle keep-alive connection is closed after this; longer than your load balancer's
   # body_timeout_ms: 30000      # ... and its body; raise it for big uploads over slow lines
   # max_body_bytes: 33554432    # 32 MiB; lower it if nobody sends images or audio
   # drain_s: 60                 # how long SIGTERM waits for running requests; at least as long as your longest stream

@@ -18,6 +18,7 @@ WATCH_AFTER_NS = 50_000_000
 # A client, or a proxy before us, that waits longer than this for a response head may give up (DESIGN, section 6).
 HEAD_AFTER_NS = 10_000_000_000
 BEAT_NS = 5_000_000_000
+MOST_PIECE = 32 * 1024
 BEAT = b": turnout is waiting for the upstream\n\n"
 
 
@@ -101,6 +102,13 @@ class AsgiCaller:
 
     async def send(self, data: bytes, more: bool) -> None:
         """One piece of the body. Waits until the piece before it is through: so the client's pace holds us back."""
+        while len(data) > MOST_PIECE:
+            # granian queues pieces without counting their bytes: what a slow client holds is bounded by small pieces.
+            await self._send_piece(data[:MOST_PIECE], True)
+            data = data[MOST_PIECE:]
+        await self._send_piece(data, more)
+
+    async def _send_piece(self, data: bytes, more: bool) -> None:
         pending = self._pending
         if pending is not None:
             self._pending = None
@@ -120,7 +128,7 @@ class AsgiCaller:
         found room at once), not on those where it is a coroutine that runs when awaited.
         """
         pending = self._pending
-        if not self._eager or (pending is not None and not pending.done()):
+        if not self._eager or len(data) > MOST_PIECE or (pending is not None and not pending.done()):
             return False
         sent: Any = self._send({"type": "http.response.body", "body": data, "more_body": True})
         self._pending = sent if hasattr(sent, "done") else None

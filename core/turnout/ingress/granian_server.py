@@ -31,7 +31,7 @@ class GranianServer(Server):
             # block every new client for 30 s.
             backpressure=listen.max_connections,
             http1_settings=HTTP1Settings(
-                header_read_timeout=listen.header_timeout_ms,
+                header_read_timeout=max(listen.header_timeout_ms, listen.idle_timeout_ms),
                 max_buffer_size=MOST_HEAD_BYTES,
             ),
             log_enabled=False,
