@@ -16,7 +16,7 @@ from .config.live import Watch
 from .config.load import ConfigError, Loaded, dev_config, load_data, load_file
 from .config.problem import Problem
 
-ENGINES = ("granian",)
+ENGINES = ("native", "granian")
 EXIT_USAGE = 2
 
 
@@ -40,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
 
     serve = commands.add_parser("serve", help="run the gateway")
     serve.add_argument("--config", metavar="FILE", help="YAML, TOML or JSON, by its ending")
-    serve.add_argument("--engine", choices=ENGINES, default=ENGINES[0], help="the HTTP server (default: %(default)s)")
+    serve.add_argument("--engine", choices=ENGINES, help="the HTTP server (default: native where it is built)")
     serve.add_argument("--workers", type=int, metavar="N", help="worker processes (default: listen.workers of the config, 1)")
     serve.add_argument("--host", metavar="H", help="over listen.host of the config")
     serve.add_argument("--port", type=int, metavar="P", help="over listen.port of the config; 0 lets the system pick one")
@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = commands.add_parser("demo", help="the whole thing with simulated providers: no keys, no network")
     demo.add_argument("--once", action="store_true", help="end after the tour; the exit code says whether all went well")
-    demo.add_argument("--engine", choices=ENGINES, default=ENGINES[0])
+    demo.add_argument("--engine", choices=ENGINES)
     demo.set_defaults(run=_demo)
 
     check = commands.add_parser("check", help="check a config file without serving it")
@@ -75,6 +75,15 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def pick_engine(asked: str | None) -> str:
+    """The engine to run: what was asked for, or native; granian where native is not built."""
+    if native.Engine is not None:
+        return asked or "native"
+    if asked == "native":
+        say(f"engine native is not available ({native.missing}); serving with granian")
+    return "granian"
+
+
 # ---- serve
 
 
@@ -92,7 +101,7 @@ def _serve(args: argparse.Namespace) -> int:
     for problem in first.warnings:
         say(f"warning: {problem.show(first.name)}")
     watch = Watch.over(args.config, first) if args.config else None
-    return asyncio.run(_run(load, args.engine, args.dev, watch.has_changed if watch else lambda: False))
+    return asyncio.run(_run(load, pick_engine(args.engine), args.dev, watch.has_changed if watch else lambda: False))
 
 
 async def _run(load: Callable[[], Loaded], engine: str, dev: bool, changed: Callable[[], bool]) -> int:
@@ -185,7 +194,7 @@ def _demo(args: argparse.Namespace) -> int:
 
     if native.missing:
         say(f"native kernels: not used ({native.missing}); running on the Python twins")
-    return demo(args.once, args.engine, start_gateway)
+    return demo(args.once, pick_engine(args.engine), start_gateway)
 
 
 # ---- small commands

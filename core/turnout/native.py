@@ -16,3 +16,6 @@ if _source is not None:
     FieldScanner: Any = _source.FieldScanner
 else:
     from .twin.scan import FieldScanner  # type: ignore[no-redef]  # noqa: F401
+
+# The server engine: a type where the extension is built, else None. It has no twin; granian serves instead.
+Engine: Any = getattr(_source, "Engine", None)
