@@ -12,17 +12,19 @@ import asyncio
 import json
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import uvloop
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "core"))
+if find_spec("turnout") is None:  # not installed: the source tree
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "core"))
 
-from turnout.app import App  # noqa: E402
-from turnout.config.load import load_data  # noqa: E402
-from turnout.telemetry.ring import Ring  # noqa: E402
-from turnout.upstream.client import Connection  # noqa: E402
+from turnout.app import App
+from turnout.config.load import load_data
+from turnout.telemetry.ring import Ring
+from turnout.upstream.client import Connection
 
 KEY = "sk-drive-0123456789abcdef"
 CONFIG = {

@@ -6,7 +6,7 @@ lifespan starts. `turnout serve` builds `App` itself, with the config the superv
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from random import Random
 from typing import Any
 
@@ -14,11 +14,11 @@ import msgspec
 
 from . import __version__
 from .admit.keys import Keyring
-from .catalog import Catalog
+from .catalog import Catalog, patience_ms
 from .clock import SystemClock
 from .config.model import Config
 from .exchange import Exchange, Receive, Route, Send, Target
-from .flow import PLAIN_MS, REASONING_PLAIN_MS, REASONING_TTFT_MS, TTFT_MS, Flow
+from .flow import Flow
 from .ingress.caller import Callers
 from .ingress.endpoints import Endpoints
 from .route.health import Breaker
@@ -68,6 +68,7 @@ class App:
         sample = self._sample(config)
         self.endpoints = Endpoints(flow, self._clock, self.callers, self._rng, sample)
         self._timer: asyncio.TimerHandle | None = None
+        self._drain_until = 0.0
         self._tick()
 
     # ---- ASGI
@@ -78,7 +79,7 @@ class App:
         if kind == "http":
             return self.endpoints.http(scope, receive, send)
         if kind == "lifespan":
-            return lifespan(receive, send, None, self.close)
+            return lifespan(receive, send, None, self.finish)
         raise ValueError(f"{kind} connections are not served")
 
     # ---- life
@@ -96,10 +97,17 @@ class App:
             origin.idle.clear()
             origin.max_idle = 0  # what still runs on it closes when it is done
 
-    def drain(self) -> None:
-        """Not ready any more; connections close after their next answer. Live requests go on."""
+    def drain(self, seconds: float) -> None:
+        """Not ready any more; connections close after their next answer. Live requests have `seconds` to finish."""
         self.endpoints.ready = False
         self.callers.draining = True
+        self._drain_until = self._loop.time() + seconds
+
+    async def finish(self) -> None:
+        """The end: wait for live requests as long as `drain` allowed, then close what is left."""
+        while self.callers.live and self._loop.time() < self._drain_until:
+            await asyncio.sleep(0.01)
+        self.close()
 
     def close(self) -> None:
         if self._timer is not None:
@@ -166,7 +174,9 @@ class App:
             body_limit=body_limit,
         )
 
-    def _accounts(self, name: str, spec: OpenAISpec | SimulatedSpec, simulators: dict[str, str]) -> list[tuple[AccountSpec | None, OpenAIPort]]:
+    def _accounts(
+        self, name: str, spec: OpenAISpec | SimulatedSpec, simulators: dict[str, str]
+    ) -> list[tuple[AccountSpec | None, OpenAIPort]]:
         """A port per account of one provider."""
         if isinstance(spec, SimulatedSpec):
             url = simulators.get(name, "http://127.0.0.1:9/v1")
@@ -174,7 +184,8 @@ class App:
         origin = Origin(spec.base_url, ca_bundle=spec.ca_bundle, proxy=spec.proxy, max_idle=spec.max_idle_connections)
         self.client.origins.append(origin)
         ports: list[tuple[AccountSpec | None, OpenAIPort]] = []
-        for account in spec.accounts or [None]:
+        named: Sequence[AccountSpec | None] = spec.accounts or (None,)
+        for account in named:
             key = account.api_key if account is not None else spec.api_key
             lines = dict(spec.headers)
             if key is not None:
@@ -187,24 +198,28 @@ class App:
             ports.append((account, port))
         return ports
 
-    def _target(self, spec: TargetSpec, route: RouteSpec | None, account: tuple[AccountSpec | None, OpenAIPort], catalog: Catalog) -> Target:
+    def _target(
+        self,
+        spec: TargetSpec,
+        route: RouteSpec | None,
+        account: tuple[AccountSpec | None, OpenAIPort],
+        catalog: Catalog,
+    ) -> Target:
         who, port = account
         model = catalog.find(spec.model, spec.provider) if spec.model else None
-        slow = model is not None and model.reasoning
         limits = route.timeouts if route is not None else None
         key = (spec.provider, who.name if who else "", spec.model or "")
         head = [(b"x-turnout-provider", header_value(spec.provider))]
         if spec.model:
             head.append((b"x-turnout-model", header_value(spec.model)))
-        by_model = not spec.model
         return Target(
             provider=spec.provider,
             account=who.name if who else "",
             model=spec.model,
             weight=spec.weight,
             account_weight=who.weight if who else 1.0,
-            ttft_ms=(limits and limits.ttft_ms) or (0 if by_model else REASONING_TTFT_MS if slow else TTFT_MS),
-            plain_ms=(limits and limits.plain_ms) or (0 if by_model else REASONING_PLAIN_MS if slow else PLAIN_MS),
+            ttft_ms=(limits and limits.ttft_ms) or (patience_ms(model, True) if spec.model else 0),
+            plain_ms=(limits and limits.plain_ms) or (patience_ms(model, False) if spec.model else 0),
             health=self._breakers.setdefault(key, Breaker(self._rng)),
             port=port,
             price=model.price if model is not None else None,
@@ -212,7 +227,9 @@ class App:
             head=tuple(head),
         )
 
-    def _route(self, spec: RouteSpec, config: Config, groups: tuple[tuple[Target, ...], ...], strip_prefix: bool = False) -> Route:
+    def _route(
+        self, spec: RouteSpec, config: Config, groups: tuple[tuple[Target, ...], ...], strip_prefix: bool = False
+    ) -> Route:
         key = (spec.name, spec.retries.budget)
         return Route(
             name=spec.name,
@@ -231,8 +248,10 @@ class App:
         )
 
 
-async def lifespan(receive: Receive, send: Send, start: Callable[[], None] | None, stop: Callable[[], None]) -> None:
-    """The ASGI lifespan protocol: `start` before the first request, `stop` after the last."""
+async def lifespan(
+    receive: Receive, send: Send, start: Callable[[], None] | None, stop: Callable[[], Awaitable[None]]
+) -> None:
+    """The ASGI lifespan protocol: `start` before the first request, `stop` once no new connection is taken."""
     while True:
         event = await receive()
         if event["type"] == "lifespan.startup":
@@ -244,7 +263,7 @@ async def lifespan(receive: Receive, send: Send, start: Callable[[], None] | Non
                 return
             await send({"type": "lifespan.startup.complete"})
         elif event["type"] == "lifespan.shutdown":
-            stop()
+            await stop()
             await send({"type": "lifespan.shutdown.complete"})
             return
 
@@ -272,9 +291,9 @@ class _FromFile:
             raise RuntimeError("set TURNOUT_CONFIG to a config file, or start with `turnout serve`")
         self._app = App(load_file(path).config)
 
-    def _stop(self) -> None:
+    async def _stop(self) -> None:
         if self._app is not None:
-            self._app.close()
+            await self._app.finish()
 
 
 app = _FromFile()

@@ -93,10 +93,23 @@ class _Table(msgspec.Struct, frozen=True):
     models: tuple[Model, ...]
 
 
+# How long a model may be silent before it begins, where a route does not say: the first token of a stream, the head of
+# a whole answer (DESIGN section 5). A model that thinks first takes minutes.
+TTFT_MS, PLAIN_MS = 15_000, 120_000
+REASONING_TTFT_MS, REASONING_PLAIN_MS = 120_000, 600_000
+
+
+def patience_ms(model: Model | None, stream: bool) -> int:
+    """Milliseconds a model may be silent before it begins; `None` is a model nothing is known of."""
+    if model is not None and model.reasoning:
+        return REASONING_TTFT_MS if stream else REASONING_PLAIN_MS
+    return TTFT_MS if stream else PLAIN_MS
+
+
 class Catalog:
     """An unchanging table of models. `as_of` is the day it was compiled, `source` says where its figures come from."""
 
-    __slots__ = ("_apart", "_by_name", "_by_seller", "_rows", "as_of", "source")
+    __slots__ = ("_apart", "_by_name", "_by_seller", "_remembered", "_rows", "as_of", "source")
 
     def __init__(
         self,
@@ -114,6 +127,8 @@ class Catalog:
         self._rows = {(model.provider, model.id): model for model in models}
         self._apart = {(model.provider, model.id): model for model in apart}
         self._by_seller = self._rows | self._apart
+        # Bounded, because on some routes clients make up the names.
+        self._remembered = functools.lru_cache(maxsize=1024)(self._look_up)
         self._by_name: dict[str, Model] = {}
         for model in self._rows.values():
             known = self._by_name.get(model.id)
@@ -139,6 +154,9 @@ class Catalog:
         first, not only (a target of kind openai may be any compatible server). Where several sell that id and nothing
         tells them apart, the dearest is meant, so that a budget errs on the safe side.
         """
+        return self._remembered(model, provider)
+
+    def _look_up(self, model: str, provider: str) -> Model | None:
         found = self._named(model, provider)
         if found is None:
             undated = _DATE.sub("", model)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__, native
-from .config.live import Watch
 from .config.load import ConfigError, Loaded, dev_config, load_data, load_file
 from .config.problem import Problem
 
@@ -41,9 +40,13 @@ def _parser() -> argparse.ArgumentParser:
     serve = commands.add_parser("serve", help="run the gateway")
     serve.add_argument("--config", metavar="FILE", help="YAML, TOML or JSON, by its ending")
     serve.add_argument("--engine", choices=ENGINES, help="the HTTP server (default: native where it is built)")
-    serve.add_argument("--workers", type=int, metavar="N", help="worker processes (default: listen.workers of the config, 1)")
+    serve.add_argument(
+        "--workers", type=int, metavar="N", help="worker processes (default: listen.workers of the config, 1)"
+    )
     serve.add_argument("--host", metavar="H", help="over listen.host of the config")
-    serve.add_argument("--port", type=int, metavar="P", help="over listen.port of the config; 0 lets the system pick one")
+    serve.add_argument(
+        "--port", type=int, metavar="P", help="over listen.port of the config; 0 lets the system pick one"
+    )
     serve.add_argument(
         "--dev",
         action="store_true",
@@ -52,7 +55,9 @@ def _parser() -> argparse.ArgumentParser:
     serve.set_defaults(run=_serve)
 
     demo = commands.add_parser("demo", help="the whole thing with simulated providers: no keys, no network")
-    demo.add_argument("--once", action="store_true", help="end after the tour; the exit code says whether all went well")
+    demo.add_argument(
+        "--once", action="store_true", help="end after the tour; the exit code says whether all went well"
+    )
     demo.add_argument("--engine", choices=ENGINES)
     demo.set_defaults(run=_demo)
 
@@ -91,23 +96,20 @@ def _serve(args: argparse.Namespace) -> int:
     listen = {name: value for name in ("host", "port", "workers") if (value := getattr(args, name)) is not None}
     load: Callable[[], Loaded]
     if args.config:
-        load = lambda: load_file(args.config, dev=args.dev, listen=listen)  # noqa: E731
+        load = lambda: load_file(args.config, dev=args.dev, listen=listen)
     elif args.dev:
-        load = lambda: load_data(dev_config(os.environ), dev=True, listen=listen, name="--dev")  # noqa: E731
+        load = lambda: load_data(dev_config(os.environ), dev=True, listen=listen, name="--dev")
     else:
         say("turnout serve needs --config FILE (make one with `turnout init`), or --dev to try it without")
         return EXIT_USAGE
-    first = load()
-    for problem in first.warnings:
-        say(f"warning: {problem.show(first.name)}")
-    watch = Watch.over(args.config, first) if args.config else None
-    return asyncio.run(_run(load, pick_engine(args.engine), args.dev, watch.has_changed if watch else lambda: False))
+    return asyncio.run(_run(load, pick_engine(args.engine), args.dev, args.config))
 
 
-async def _run(load: Callable[[], Loaded], engine: str, dev: bool, changed: Callable[[], bool]) -> int:
+async def _run(load: Callable[[], Loaded], engine: str, dev: bool, path: str | None) -> int:
     from .ingress.supervisor import Supervisor, install_signals
 
-    supervisor = Supervisor(load, engine=engine, dev=dev, say=say, changed=changed)
+    supervisor = Supervisor(load, engine=engine, dev=dev, say=say, path=path)
+    _warn(supervisor.loaded.warnings, supervisor.loaded.name)
     install_signals(supervisor)
     try:
         await supervisor.start()
@@ -135,7 +137,9 @@ def _greet(supervisor: Any, engine: str, dev: bool) -> None:
         say(f"  route {route.name}: {route.match.model} -> {kind}: {targets}")
     if dev and not config.auth.keys:
         say("  no keys: everyone who reaches this address may use it (--dev)")
-    say(f"config {supervisor.loaded.name} version {supervisor.version} ({supervisor.loaded.digest}), state in {config.state.dir}")
+    say(
+        f"config {supervisor.loaded.name} version {supervisor.version} ({supervisor.loaded.digest}), state in {config.state.dir}"
+    )
 
 
 # ---- demo
@@ -155,7 +159,7 @@ def start_gateway(data: dict[str, Any], engine: str) -> Iterator[RunningGateway]
     """Run a config until the context ends. Raises RuntimeError if it does not come up, ConfigError if it is bad."""
     from .ingress.supervisor import Supervisor
 
-    supervisor = Supervisor(lambda: load_data(data), engine=engine, dev=False, say=say, changed=lambda: False)
+    supervisor = Supervisor(lambda: load_data(data), engine=engine, dev=False, say=say)
     up = threading.Event()
     failed: list[BaseException] = []
     loops: list[asyncio.AbstractEventLoop] = []
@@ -225,7 +229,9 @@ def _init(args: argparse.Namespace) -> int:
     except OSError as wrong:
         say(f"{args.file} cannot be written: {wrong.strerror}")
         return 1
-    print(f"wrote {args.file}; check it with `turnout check {args.file}`, run it with `turnout serve --config {args.file}`")
+    print(
+        f"wrote {args.file}; check it with `turnout check {args.file}`, run it with `turnout serve --config {args.file}`"
+    )
     return 0
 
 

@@ -85,7 +85,8 @@ class Fault(Exception):
     """One failure of a request or of an attempt.
 
     `kind` is a key of `TABLE`. `message` is for the caller: what was wrong, which field, what to do; it holds no
-    prompt, key or stack trace. `param` names the request field. `retry_after_s` is how long the upstream asked us to
+    key or stack trace. `said` is what the provider said: it may repeat the prompt, so the client gets it and logs get
+    only `note`, our own words. `param` names the request field. `retry_after_s` is how long the upstream asked us to
     stay away. `upstream_status` and `body` keep what a provider said, where it is handed on as it is.
     """
 
@@ -94,6 +95,7 @@ class Fault(Exception):
         kind: str,
         message: str,
         *,
+        said: str = "",
         param: str | None = None,
         code: str | None = None,
         retry_after_s: float | None = None,
@@ -105,7 +107,8 @@ class Fault(Exception):
         super().__init__(message)
         row = TABLE[kind]
         self.kind = kind
-        self.message = message
+        self.note = message
+        self.message = f"{message}: {said}" if said else message
         self.param = param
         self.code = code or row.code
         self.retry_after_s = retry_after_s

@@ -144,6 +144,7 @@ class Exchange(msgspec.Struct, kw_only=True):
     session: str = ""
     tags: str = ""
     prompt_version: str = ""
+    metadata: bool = False  # x-turnout-metadata: a stream closes with an event that says what it cost
     timeout_ms: int = 0  # x-turnout-timeout-ms
     trace: Trace | None = None
 
@@ -171,6 +172,11 @@ class Exchange(msgspec.Struct, kw_only=True):
     bytes_out: int = 0
     chunks: int = 0  # content events relayed
     settled: bool = False
+
+    @property
+    def own_model(self) -> str:
+        """The model name that goes on where the target names none."""
+        return self.model.partition("/")[2] if self.route is not None and self.route.strip_prefix else self.model
 
     @property
     def fallback(self) -> str:

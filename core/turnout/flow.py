@@ -15,18 +15,19 @@ import msgspec
 
 from .account.cost import cost_nanos, estimate, usd
 from .admit.keys import Keyring
-from .catalog import Catalog, Model
+from .catalog import Catalog, patience_ms
 from .clock import Clock
 from .errors import TABLE, UPSTREAM, Fault, error_body
-from .exchange import OFF, Attempt, Exchange, Headers, Reply, Target, Usage
+from .exchange import Attempt, Exchange, Headers, Reply, Target, Usage
+from .marks import Marks
 from .route.attempts import Attempts, Wait
 from .route.stage import Routes
 from .stream.reader import StreamReader
 from .stream.relay import Relay
 from .upstream.attempt import MAX_ERROR_BYTES, Request, event_fault, is_json, passed_headers, refusal
-from .upstream.client import Call
+from .upstream.call import Call
 from .wire.answer import decode_answer, is_set, usage_of
-from .wire.headers import TO_CLIENT, header_value
+from .wire.headers import TO_CLIENT
 from .wire.request import RequestReader
 
 JSON_HEADER = (b"content-type", b"application/json")
@@ -35,10 +36,6 @@ STREAM_HEADERS: Headers = [
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # nginx in front of us would hold chunks back
 ]
-# Where a route does not say; DESIGN section 5. A model that thinks first is silent for minutes.
-TTFT_MS, PLAIN_MS = 15_000, 120_000
-REASONING_TTFT_MS, REASONING_PLAIN_MS = 120_000, 600_000
-MOST_KNOWN = 1_000
 NO_RETRY = (b"x-should-retry", b"false")
 
 
@@ -85,8 +82,7 @@ class Flow:
         self._rng = rng
         self._settled = settled
         self._body_limit = body_limit
-        self._known: dict[tuple[str, str], Model | None] = {}
-        self._usual: dict[int, Headers] = {}  # by target; targets live as long as their flow
+        self.marks = Marks(version, clock.now_ns)
 
     # ---- the line ----------------------------------------------------------------------------------------------
 
@@ -104,6 +100,9 @@ class Flow:
         except Fault as fault:
             x.fault = fault
             await self.refuse(x, fault, caller)
+        except asyncio.CancelledError:
+            x.status = 0  # the client left: also where a stream had begun under 200, it did not get its end
+            raise
         finally:
             self.settle(x)
 
@@ -143,35 +142,38 @@ class Flow:
             headers.append((b"content-encoding", call.encoding))
         headers.append((b"content-length", b"%d" % len(body)))
         if call.headers:
-            headers += passed_headers(call, TO_CLIENT)
-        headers += self.marks(x, target)
-        headers.append((b"x-turnout-cost-usd", usd(x.cost_nanos).encode()))
+            headers += passed_headers(call.headers, TO_CLIENT)
+        headers += self.marks.headers(x, target)
+        if x.attempts[-1].priced:  # no figure says less than a wrong one
+            headers.append((b"x-turnout-cost-usd", usd(x.cost_nanos).encode()))
         x.status = call.status
         await self.reply(x, Reply(call.status, headers, body), caller)
 
     async def stream(self, x: Exchange, caller: Caller) -> None:
         """A stream: nothing is shown before the first content token, so that until then any target may serve it."""
         relay: Relay
-        caller.hold(STREAM_HEADERS + self.early_marks(x))
+        caller.hold(STREAM_HEADERS + self.marks.early(x))
         relay, target = await self.attempts(x, self.ask_stream)
-        if (beat := caller.release()) is not None:
-            await beat
-        x.committed = True
-        x.status = 200
         attempt = x.attempts[-1]
         try:
+            if (beat := caller.release()) is not None:
+                await beat
+            x.committed = True
+            x.status = 200
             if caller.early:
-                x.bytes_out += len(note := self.late_note(x, target))
+                x.bytes_out += len(note := self.marks.note(x, target))
                 await caller.send(note, True)
             else:
                 x.head_ns = self._now()
-                await caller.start(200, STREAM_HEADERS + passed_headers(relay.call, TO_CLIENT) + self.marks(x, target))
+                await caller.start(
+                    200, STREAM_HEADERS + passed_headers(relay.call.headers, TO_CLIENT) + self.marks.headers(x, target)
+                )
             fault = await relay.run(x, caller)
         finally:
             relay.close()
             self.book_stream(x, attempt, target, relay.reader)
         if fault is None:
-            await caller.send(b"", False)
+            await caller.send(self.marks.closing(x, target) if x.metadata else b"", False)
             return
         x.fault = fault
         attempt.reason = fault.reason
@@ -196,7 +198,7 @@ class Flow:
                 x.upstream_ns += now - before
                 continue
             target = course.targets[step.index]
-            attempt = Attempt(target.provider, target.account, target.model or self.own_model(x), step.cause, now)
+            attempt = Attempt(target.provider, target.account, target.model or x.own_model, step.cause, now)
             x.attempts.append(attempt)
             try:
                 result = await ask(x, target, attempt)
@@ -225,36 +227,30 @@ class Flow:
         request = self.request(x, target, attempt)
         call = target.port.open_nowait(request) or await target.port.open(request)
         try:
-            body = await call.wait_whole()
-        except Fault:
-            if not call.stale:
-                raise
-            call = await target.port.open(request)
-            body = await self._whole_or_close(call)
+            try:
+                body = await call.wait_whole()
+            except Fault:
+                if not call.stale:
+                    raise
+                call = await target.port.open(request)
+                body = await call.wait_whole()
         except BaseException:
             call.close()
             raise
         status = attempt.status = call.status
         attempt.first_byte_ns = call.first_byte_ns
         if not 200 <= status < 300:
-            raise refusal(status, body, call.media_type, call.headers, self._clock.wall_ns() / 1e9)
+            raise refusal(status, target.port.scrub(body), call.media_type, call.headers, self._clock.wall_ns() / 1e9)
         if not is_json(call.media_type):
             raise Fault("content_type", "the upstream answered with something other than JSON")
-        usage = self.read_answer(x, attempt, call, body)
+        usage = self.read_answer(x, target, call, body)
         now = attempt.ended_ns = self._now()
         x.upstream_ns += now - attempt.started_ns
         x.first_byte_ns = call.first_byte_ns
         self.book(x, attempt, target, usage or estimate(len(x.body), len(body)))
         return body, call, target
 
-    async def _whole_or_close(self, call: Call) -> bytes:
-        try:
-            return await call.wait_whole()
-        except BaseException:
-            call.close()
-            raise
-
-    def read_answer(self, x: Exchange, attempt: Attempt, call: Call, body: bytes) -> Usage | None:
+    def read_answer(self, x: Exchange, target: Target, call: Call, body: bytes) -> Usage | None:
         """Usage and finish reason of a whole answer. Raises Fault for half a body or an error under status 200."""
         if call.encoding not in (b"", b"identity"):
             return None
@@ -263,7 +259,7 @@ class Flow:
         except (msgspec.DecodeError, RecursionError):
             raise Fault("bad_answer", "the upstream's answer is not valid JSON", upstream_status=call.status) from None
         if answer.error and is_set(answer.error) and not answer.choices:
-            raise event_fault(answer.error)
+            raise event_fault(answer.error, target.port.scrub)
         if answer.choices:
             x.finish = answer.choices[0].finish_reason or ""
         return usage_of(answer.usage)
@@ -283,12 +279,12 @@ class Flow:
             attempt.status = call.status
             attempt.first_byte_ns = call.first_byte_ns
             if not 200 <= call.status < 300:
-                body = await call.wait_whole(MAX_ERROR_BYTES)
+                body = target.port.scrub(await call.wait_whole(MAX_ERROR_BYTES))
                 raise refusal(call.status, body, call.media_type, call.headers, self._clock.wall_ns() / 1e9)
             if call.media_type != b"text/event-stream":
                 raise Fault("content_type", "the upstream answered a stream request with something other than a stream")
             strip = target.port.include_usage and not x.asked_usage
-            relay = Relay(call, StreamReader(strip, event_fault), self._now)
+            relay = Relay(call, StreamReader(strip, lambda error: event_fault(error, target.port.scrub)), self._now)
             await relay.commit()
         except BaseException:
             call.close()
@@ -307,12 +303,14 @@ class Flow:
         assert route is not None
         model = target.model_json
         if model is None and route.strip_prefix:
-            model = msgspec.json.encode(self.own_model(x))
+            model = msgspec.json.encode(x.own_model)
         stream = x.stream
         inject = stream and target.port.include_usage and not x.asked_usage
         pieces, length = self._reader.onward(x.body, x.spans, model, route.sets, inject)
         attempt.started_ns = now = self._now()
-        first_ms = (target.ttft_ms if stream else target.plain_ms) or self.patience_ms(x, target)
+        first_ms = (target.ttft_ms if stream else target.plain_ms) or patience_ms(
+            self._catalog.find(x.own_model, target.provider), stream
+        )
         return Request(
             x.surface.upstream_path,
             stream,
@@ -326,28 +324,6 @@ class Flow:
             route.idle_ms * 1_000_000,
         )
 
-    def own_model(self, x: Exchange) -> str:
-        """The model name that goes on where the target names none."""
-        assert x.route is not None
-        return x.model.partition("/")[2] if x.route.strip_prefix else x.model
-
-    def patience_ms(self, x: Exchange, target: Target) -> int:
-        """How long a model may think before it begins, where the route does not say: by what the catalog knows of it."""
-        model = self.known(x, target)
-        slow = model is not None and model.reasoning
-        return (REASONING_TTFT_MS if slow else TTFT_MS) if x.stream else (REASONING_PLAIN_MS if slow else PLAIN_MS)
-
-    def known(self, x: Exchange, target: Target) -> Model | None:
-        """What the catalog knows of a model whose name the client chose. Remembered, up to a bound: names are free."""
-        key = (x.model, target.provider)
-        try:
-            return self._known[key]
-        except KeyError:
-            found = self._catalog.find(self.own_model(x), target.provider)
-            if len(self._known) < MOST_KNOWN:
-                self._known[key] = found
-            return found
-
     # ---- account -----------------------------------------------------------------------------------------------
 
     def book(self, x: Exchange, attempt: Attempt, target: Target, usage: Usage) -> None:
@@ -355,7 +331,7 @@ class Flow:
         attempt.usage = usage
         price = target.price
         if price is None and target.model is None:
-            model = self.known(x, target)
+            model = self._catalog.find(x.own_model, target.provider)
             price = model.price if model is not None else None
         if price is not None:
             attempt.cost_nanos = cost_nanos(usage, price)
@@ -389,7 +365,8 @@ class Flow:
         x.status = fault.status
         body = fault.to_body()
         headers: Headers = [JSON_HEADER, (b"content-length", b"%d" % len(body))]
-        headers += self.marks(x, None)
+        headers += self.marks.headers(x, None)
+        headers += fault.headers
         if fault.retry_after_s is not None and fault.status in (429, 503):
             headers.append((b"retry-after", b"%d" % max(1, round(fault.retry_after_s))))
         if x.attempts and fault.source != TABLE["refused"].source:
@@ -405,44 +382,6 @@ class Flow:
         x.bytes_out += len(event)
         await caller.send(event, True)
         # No closing `more_body: False`: the servers then end the connection without the final zero chunk.
-
-    def marks(self, x: Exchange, target: Target | None) -> Headers:
-        """The headers that say what was done: on every answer."""
-        tries = len(x.attempts)
-        if target is not None and tries == 1 and target.model is not None and x.cache is OFF:
-            # The usual case, put together once per target.
-            out = self._usual.get(id(target))
-            if out is None:
-                out = self._usual[id(target)] = self._marks(x, target, tries)
-            out = out.copy()
-        else:
-            out = self._marks(x, target, tries)
-        out.append((b"x-request-id", x.id.encode()))
-        out.append((b"x-turnout-overhead-us", b"%d" % ((self._now() - x.started_ns - x.upstream_ns) // 1000)))
-        return out
-
-    def _marks(self, x: Exchange, target: Target | None, tries: int) -> Headers:
-        out: Headers = [(b"x-turnout-config-version", b"%d" % self.version)]
-        if x.route is not None:
-            out.append(x.route.header)
-            out.append((b"x-turnout-attempts", b"%d" % tries))
-            out.append((b"x-turnout-fallback", x.fallback.encode() if tries > 1 else b"none"))
-            out.append((b"x-turnout-cache", x.cache.encode()))
-        if target is not None:
-            out += target.head
-            if target.model is None:
-                out.append((b"x-turnout-model", header_value(self.own_model(x))))
-        return out
-
-    def early_marks(self, x: Exchange) -> Headers:
-        """What is known before an upstream has committed: for a head that goes out early."""
-        assert x.route is not None
-        return [(b"x-request-id", x.id.encode()), (b"x-turnout-config-version", b"%d" % self.version), x.route.header]
-
-    def late_note(self, x: Exchange, target: Target) -> bytes:
-        """A comment with what would have been headers."""
-        pairs = b" ".join(name + b"=" + value for name, value in self._marks(x, target, len(x.attempts)))
-        return b": turnout " + pairs.replace(b"x-turnout-", b"") + b"\n\n"
 
     # ---- the end -----------------------------------------------------------------------------------------------
 

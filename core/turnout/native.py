@@ -7,15 +7,19 @@ missing = ""  # why the native kernels are not used; empty when they are
 try:
     if os.environ.get("TURNOUT_PURE"):
         raise ImportError("TURNOUT_PURE is set")
-    from turnout import _native as _source  # type: ignore[attr-defined]
+    from . import _native as _source
+
+    _built: Any = _source
 except ImportError as exc:
-    _source = None
+    _built = None
     missing = str(exc) if "TURNOUT_PURE" in str(exc) else "the extension was not built (no cargo at install time?)"
 
-if _source is not None:
-    FieldScanner: Any = _source.FieldScanner
+if _built is not None:
+    FieldScanner: Any = _built.FieldScanner
+    StreamScanner: Any = _built.StreamScanner
 else:
-    from .twin.scan import FieldScanner  # type: ignore[no-redef]  # noqa: F401
+    from .twin.scan import FieldScanner  # noqa: F401
+    from .twin.sse import StreamScanner  # noqa: F401
 
 # The server engine: a type where the extension is built, else None. It has no twin; granian serves instead.
-Engine: Any = getattr(_source, "Engine", None)
+Engine: Any = getattr(_built, "Engine", None)

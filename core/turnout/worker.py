@@ -17,9 +17,9 @@ import uvloop
 from .app import App
 from .config.load import from_wire
 from .config.model import Listen
+from .ingress import control
 from .telemetry import metrics
 from .telemetry.ring import Ring
-from .ingress import control
 
 
 class Worker:
@@ -53,10 +53,10 @@ class Worker:
         self._say("ready", os.getpid())
         listening = asyncio.create_task(self._listen(reader))
         await self._done.wait()
-        listening.cancel()
-        self._server.stop()
+        # The listener closes at once; the server's lifespan ends, and with it this worker, when live requests have.
+        self._server.stop()  # type: ignore[no-untyped-call]
         await serving
-        app.close()
+        listening.cancel()
 
     def _say(self, kind: str, value: Any) -> None:
         self._writer.write(control.pack(kind, value))
@@ -77,16 +77,8 @@ class Worker:
                 except Exception as exc:  # checked by the supervisor before; the old config stays in force
                     self._say("failed", f"{type(exc).__name__} while applying config {value['version']}")
             elif kind == "drain":
-                self._draining = asyncio.create_task(self._drain(value))
-
-    async def _drain(self, seconds: float) -> None:
-        """Live requests go on for up to `seconds`; then the worker ends."""
-        self._app.drain()
-        loop = asyncio.get_running_loop()
-        end = loop.time() + seconds
-        while self._app.callers.live and loop.time() < end:
-            await asyncio.sleep(0.02)
-        self._done.set()
+                self._app.drain(value)
+                self._done.set()
 
 
 def make_server(engine: str, app: App, fd: int, listen: Listen) -> Any:

@@ -9,5 +9,6 @@ use pyo3::prelude::*;
 fn _native(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_class::<kernels::scan::FieldScanner>()?;
     m.add_class::<engine::engine::Engine>()?;
+    m.add_class::<kernels::sse::StreamScanner>()?;
     Ok(())
 }

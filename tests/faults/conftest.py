@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+
 from faults.server import FaultServer
 from support.gateway import KEY, Gateway
 

@@ -35,16 +35,24 @@ PROMPT_TOKENS, COMPLETION_TOKENS = 11, len(TOKENS)
 SECRET_WORDS = "Incorrect API key provided: sk-upstr***cdef. Organization org-SECRET42 (billing@acme.example)"
 LEFT_S = 30.0  # no fault holds a socket longer than this
 
-REASONS = {200: "OK", 307: "Temporary Redirect", 400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 404: "Not Found"}
+REASONS = {
+    200: "OK",
+    307: "Temporary Redirect",
+    400: "Bad Request",
+    401: "Unauthorized",
+    403: "Forbidden",
+    404: "Not Found",
+}
 
 
 class Seen:
     """One request as the server had it. Times are `time.monotonic()`; 0 = it did not happen."""
 
-    __slots__ = ("body", "cancelled", "fault", "head", "lost_at", "started_at", "written")
+    __slots__ = ("body", "cancelled", "fault", "head", "lost_at", "peer_port", "started_at", "written")
 
-    def __init__(self, fault: str, head: bytes) -> None:
+    def __init__(self, fault: str, head: bytes, peer_port: int = 0) -> None:
         self.fault = fault
+        self.peer_port = peer_port
         self.head = head
         self.body = b""
         self.started_at = time.monotonic()
@@ -200,7 +208,7 @@ class Connection(asyncio.Protocol):
         if fault.where == "accept":  # on a connection that is used again: as if it had been closed while idle
             self.transport.close()
             raise Lost
-        seen = self.current = self.server._count(spec, head)
+        seen = self.current = self.server._count(spec, head, self.transport.get_extra_info("peername")[1])
         if fault.where != "early":
             await self.body(seen, length)
             if self.server.on_body is not None:
@@ -212,10 +220,15 @@ class Connection(asyncio.Protocol):
 # ---- the wire -------------------------------------------------------------------------------------------------------
 
 
-def whole(status: int, body: bytes, headers: str = "", media: str = "application/json", length: int | None = None) -> bytes:
+def whole(
+    status: int, body: bytes, headers: str = "", media: str = "application/json", length: int | None = None
+) -> bytes:
     size = len(body) if length is None else length
     reason = REASONS.get(status, "Status")
-    return f"HTTP/1.1 {status} {reason}\r\ncontent-type: {media}\r\ncontent-length: {size}\r\n{headers}\r\n".encode() + body
+    return (
+        f"HTTP/1.1 {status} {reason}\r\ncontent-type: {media}\r\ncontent-length: {size}\r\n{headers}\r\n".encode()
+        + body
+    )
 
 
 def error_body(message: str, type_: str, code: str | None = None, param: str | None = None) -> bytes:
@@ -226,15 +239,28 @@ def answer(seen: Seen) -> bytes:
     """The plain answer to any of the surfaces."""
     path = seen.head.split(b" ", 2)[1]
     model = seen.asked.get("model", "m")
-    usage = {"prompt_tokens": PROMPT_TOKENS, "completion_tokens": COMPLETION_TOKENS, "total_tokens": PROMPT_TOKENS + COMPLETION_TOKENS}
+    usage = {
+        "prompt_tokens": PROMPT_TOKENS,
+        "completion_tokens": COMPLETION_TOKENS,
+        "total_tokens": PROMPT_TOKENS + COMPLETION_TOKENS,
+    }
     if path.endswith(b"/embeddings"):
         data = [{"object": "embedding", "index": 0, "embedding": [0.5, -0.5]}]
-        return json.dumps({"object": "list", "data": data, "model": model, "usage": {"prompt_tokens": 8, "total_tokens": 8}}).encode()
+        return json.dumps(
+            {"object": "list", "data": data, "model": model, "usage": {"prompt_tokens": 8, "total_tokens": 8}}
+        ).encode()
     message = {"role": "assistant", "content": TEXT}
     choice: dict[str, Any] = {"index": 0, "finish_reason": "stop", "message": message}
     if path.endswith(b"/v1/completions"):
         choice = {"index": 0, "finish_reason": "stop", "text": TEXT}
-    full = {"id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": model, "choices": [choice], "usage": usage}
+    full = {
+        "id": "chatcmpl-1",
+        "object": "chat.completion",
+        "created": 1,
+        "model": model,
+        "choices": [choice],
+        "usage": usage,
+    }
     return json.dumps(full).encode()
 
 
@@ -252,7 +278,15 @@ def sse(value: Any) -> bytes:
 
 def event(seen: Seen, delta: dict[str, Any], finish: str | None = None) -> bytes:
     choice = {"index": 0, "delta": delta, "finish_reason": finish}
-    return sse({"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": seen.asked.get("model", "m"), "choices": [choice]})
+    return sse(
+        {
+            "id": "chatcmpl-1",
+            "object": "chat.completion.chunk",
+            "created": 1,
+            "model": seen.asked.get("model", "m"),
+            "choices": [choice],
+        }
+    )
 
 
 def events(seen: Seen) -> list[bytes]:
@@ -261,8 +295,23 @@ def events(seen: Seen) -> list[bytes]:
     out += [event(seen, {"content": token}) for token in TOKENS]
     out.append(event(seen, {}, "stop"))
     if (seen.asked.get("stream_options") or {}).get("include_usage"):
-        usage = {"prompt_tokens": PROMPT_TOKENS, "completion_tokens": COMPLETION_TOKENS, "total_tokens": PROMPT_TOKENS + COMPLETION_TOKENS}
-        out.append(sse({"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [], "usage": usage}))
+        usage = {
+            "prompt_tokens": PROMPT_TOKENS,
+            "completion_tokens": COMPLETION_TOKENS,
+            "total_tokens": PROMPT_TOKENS + COMPLETION_TOKENS,
+        }
+        out.append(
+            sse(
+                {
+                    "id": "chatcmpl-1",
+                    "object": "chat.completion.chunk",
+                    "created": 1,
+                    "model": "m",
+                    "choices": [],
+                    "usage": usage,
+                }
+            )
+        )
     out.append(b"data: [DONE]\n\n")
     return out
 
@@ -311,7 +360,14 @@ async def status(c: Connection, seen: Seen, code: int = 503, headers: str = "", 
     await c.send(whole(code, body, headers))
 
 
-async def too_many(c: Connection, seen: Seen, seconds: float | None = None, ms: float | None = None, date: float | None = None, code: str = "rate_limit_exceeded") -> None:
+async def too_many(
+    c: Connection,
+    seen: Seen,
+    seconds: float | None = None,
+    ms: float | None = None,
+    date: float | None = None,
+    code: str = "rate_limit_exceeded",
+) -> None:
     headers = ""
     if seconds is not None:
         headers = f"retry-after: {seconds:g}\r\n"
@@ -333,8 +389,18 @@ async def bad_request(c: Connection, seen: Seen, code: int = 400) -> None:
 
 
 async def content_filter(c: Connection, seen: Seen) -> None:
-    inner = {"code": "ResponsibleAIPolicyViolation", "content_filter_result": {"hate": {"filtered": True, "severity": "high"}}}
-    said = {"message": "The response was filtered", "type": None, "param": "prompt", "code": "content_filter", "status": 400, "innererror": inner}
+    inner = {
+        "code": "ResponsibleAIPolicyViolation",
+        "content_filter_result": {"hate": {"filtered": True, "severity": "high"}},
+    }
+    said = {
+        "message": "The response was filtered",
+        "type": None,
+        "param": "prompt",
+        "code": "content_filter",
+        "status": 400,
+        "innererror": inner,
+    }
     await c.send(whole(400, json.dumps({"error": said}).encode()))
 
 
@@ -389,7 +455,9 @@ async def endless_header(c: Connection, seen: Seen) -> None:
 
 async def early(c: Connection, seen: Seen, code: int = 413) -> None:
     """Answers when the head is there and never reads the body."""
-    await c.send(whole(code, error_body("too large for us", "invalid_request_error", "too_large"), "connection: close\r\n"))
+    await c.send(
+        whole(code, error_body("too large for us", "invalid_request_error", "too_large"), "connection: close\r\n")
+    )
     c.transport.pause_reading()
     await asyncio.sleep(0.5)
     c.close()
@@ -611,7 +679,9 @@ def parse(spec: str) -> tuple[str, dict[str, Any]]:
 class FaultServer:
     """The server, on a thread of its own. `with FaultServer() as s: s.url`."""
 
-    def __init__(self, port: int = 0, tls: ssl.SSLContext | None = None, default: str | Callable[[bytes], str] = "ok") -> None:
+    def __init__(
+        self, port: int = 0, tls: ssl.SSLContext | None = None, default: str | Callable[[bytes], str] = "ok"
+    ) -> None:
         self.port = port
         self.default = default
         self.script: deque[str] = deque()
@@ -647,15 +717,20 @@ class FaultServer:
             return spec
         return None
 
-    def _count(self, spec: str, head: bytes) -> Seen:
+    def _count(self, spec: str, head: bytes, peer_port: int = 0) -> Seen:
         self.requests += 1
         self.by_fault[spec.partition(":")[0]] += 1
-        seen = Seen(spec, head)
+        seen = Seen(spec, head, peer_port)
         self.seen.append(seen)
         return seen
 
     def counts(self) -> dict[str, Any]:
-        return {"requests": self.requests, "by_fault": dict(self.by_fault), "open": self.open, "cancelled": self.cancelled}
+        return {
+            "requests": self.requests,
+            "by_fault": dict(self.by_fault),
+            "open": self.open,
+            "cancelled": self.cancelled,
+        }
 
     # -- life
 
@@ -681,7 +756,9 @@ class FaultServer:
         return self
 
     async def _listen(self) -> None:
-        self._server = await self._loop.create_server(lambda: Connection(self), "127.0.0.1", self.port, ssl=self._tls, backlog=1024)
+        self._server = await self._loop.create_server(
+            lambda: Connection(self), "127.0.0.1", self.port, ssl=self._tls, backlog=1024
+        )
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def _refuse(self, break_open: bool) -> None:

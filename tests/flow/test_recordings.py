@@ -176,10 +176,10 @@ class Pass(NamedTuple):
 
 
 @pytest.fixture(scope="module", params=MODES)
-def passed(request: pytest.FixtureRequest, direct: Gateway, recordings: list[Recording]) -> Pass:
+def passed(request: pytest.FixtureRequest, direct: Gateway, recordings: list[Recording], full: bool) -> Pass:
     mode = request.param
     good = [r for r in recordings if r.status == 200 and not breaks_off(r)]
-    if mode == "bytes":
+    if mode == "bytes" and not full:
         good = [r for r in good if len(r.body) <= SMALL_BYTES]
     got = ask_all(direct, [("/v1" + PATHS[r.api], r.asking(f"up/r-{r.id}{OPTIONS[mode]}")) for r in good])
     ids = {g.id for g in got}
@@ -341,6 +341,8 @@ def test_the_official_sdk_makes_the_same_of_it_as_of_the_providers_own_bytes(gat
     sample: dict[tuple[str, bool, bool], Recording] = {}
     for r in recordings:
         message = (r.expect or {}).get("message")
+        if message and any(not c["name"] for c in message.get("tool_calls", [])):  # Snowflake's nameless remainder of a null
+            continue
         # One choice, and text that is text: Mistral's lists of parts are compared byte for byte above.
         if r.api == "chat" and message and isinstance(message["text"], str) and b'"index":1' not in r.body.replace(b" ", b"") and b'"thinking"' not in r.body:
             sample.setdefault((r.provider, r.stream, bool(message["tool_calls"])), r)

@@ -20,7 +20,14 @@ FAR = T0 + 600 * S
 
 
 def fault(kind: str, after_s: float | None = None) -> Fault:
-    status = {"rate_limited": 429, "server_error": 500, "overloaded": 503, "credential": 401, "not_found": 404, "refused": 400}.get(kind, 0)
+    status = {
+        "rate_limited": 429,
+        "server_error": 500,
+        "overloaded": 503,
+        "credential": 401,
+        "not_found": 404,
+        "refused": 400,
+    }.get(kind, 0)
     return Fault(kind, kind, retry_after_s=after_s, upstream_status=status)
 
 
@@ -190,7 +197,10 @@ def test_all_cooling_for_long_it_says_when_to_come_again_without_asking() -> Non
 
 
 def test_a_target_that_cools_for_long_does_not_keep_from_a_retry_elsewhere() -> None:
-    run = Run([target("a"), target("b")], lambda i, n: None if n == 3 else fault("rate_limited", 30) if i == 0 else fault("reset"))
+    run = Run(
+        [target("a"), target("b")],
+        lambda i, n: None if n == 3 else fault("rate_limited", 30) if i == 0 else fault("reset"),
+    )
     assert run.tries == [(0, "first"), (1, "fallback"), (1, "retry")]
     assert run.served == 1
 
@@ -290,7 +300,7 @@ def test_in_a_total_outage_nearly_every_request_costs_one_try() -> None:
     assert Run([a, b], always(a=None, b=None), budget=budget, now=now + 1).served is not None
 
 
-KINDS = sorted(k for k, row in TABLE.items() if row.source == UPSTREAM) + ["refused", "won", "won", "won"]
+KINDS = [*sorted(k for k, row in TABLE.items() if row.source == UPSTREAM), "refused", "won", "won", "won"]
 OUTCOME = st.tuples(st.sampled_from(KINDS), st.sampled_from([None, 0.0, 0.5, 1.0, 4.0, 30.0]))
 CONDITION = st.sampled_from(["closed", "closed", "open", "half-open", "cooling", "cooling-long", "cooling-and-open"])
 
@@ -334,7 +344,9 @@ def test_whatever_the_targets_do_the_course_keeps_its_promises(
         return None if kind == "won" else fault(kind, after)
 
     deadline = T0 + limit_s * S
-    run = Run(targets, answer, retries=retries, budget=budget, deadline=deadline, took_ns=took_ms * 1_000_000, seed=seed)
+    run = Run(
+        targets, answer, retries=retries, budget=budget, deadline=deadline, took_ns=took_ms * 1_000_000, seed=seed
+    )
 
     assert len(run.tries) <= len(targets) + retries
     assert sum(cause == "retry" for _, cause in run.tries) <= retries

@@ -227,7 +227,9 @@ STEPS = st.lists(
 
 
 @given(STEPS)
-def test_over_any_history_it_lets_somebody_through_again_within_its_longest_limits(steps: list[tuple[str, int, int]]) -> None:
+def test_over_any_history_it_lets_somebody_through_again_within_its_longest_limits(
+    steps: list[tuple[str, int, int]],
+) -> None:
     b = Breaker(Random(3))
     now = T0
     probes = 0

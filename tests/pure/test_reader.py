@@ -1,4 +1,5 @@
-"""The stream reader: any chunking of the same bytes gives the same answer, and nothing behind a break is handed on."""
+"""The stream readers: any chunking of the same bytes gives the same answer, nothing behind a break is handed on, and
+the native one, where it is built, says the same as the pure one of every stream in this file."""
 
 import base64
 import itertools
@@ -10,12 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis.strategies as st
+import msgspec
 import pytest
 from hypothesis import given, settings
 
+from turnout import native
+from turnout.errors import Fault
 from turnout.stream.reader import MOST_NOISE, StreamReader
-from turnout.upstream.attempt import event_fault
-from turnout.wire.sse import MAX_EVENT_BYTES, Splitter, TooLong, data_of
+from turnout.twin import sse as twin_module
+from turnout.twin.sse import MAX_EVENT_BYTES
+from turnout.twin.sse import StreamScanner as Twin
+from turnout.upstream import attempt
 
 DONE = b"data: [DONE]\n\n"
 ROLE = b'data: {"id":"c","choices":[{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}]}\n\n'
@@ -25,23 +31,43 @@ ERROR = b'data: {"error":{"message":"overloaded","type":"server_error","code":52
 BROKEN = b'data: {"id":"c","choices":[{"index":0,"delta":{"content":"lo\n\n'
 
 
+SCANNERS = (Twin,) if native.StreamScanner is Twin else (Twin, native.StreamScanner)
+
+
+def event_fault(error: msgspec.Raw) -> Fault:
+    return attempt.event_fault(error, bytes)
+
+
 def said(text: str) -> bytes:
     body = json.dumps({"id": "c", "choices": [{"index": 0, "delta": {"content": text}}]}, ensure_ascii=False)
     return b"data: " + body.encode() + b"\n\n"
 
 
 class Outcome:
-    """What one reader made of one stream."""
+    """What the readers made of one stream: all of them the same."""
 
     def __init__(self, pieces: Sequence[bytes], strip: bool = False) -> None:
-        reader = StreamReader(strip, event_fault)
-        self.reader = reader
-        self.out = b"".join([reader.feed(piece, 1_000 + i) for i, piece in enumerate(pieces)])
-        self.out += reader.close(9_999)
+        made = []
+        for scanner in SCANNERS:
+            reader = StreamReader(strip, event_fault)
+            reader._scanner = scanner(strip, MOST_NOISE)
+            made.append(self._read(reader, pieces))
+        self.reader, self.out, self.steps, self.marks = made[0]
+        for _, out, steps, marks in made[1:]:
+            assert (out, steps, marks) == (self.out, self.steps, self.marks)
 
-    @property
-    def marks(self) -> tuple[Any, ...]:
-        r = self.reader
+    @classmethod
+    def _read(cls, reader: Any, pieces: Sequence[bytes]) -> tuple[Any, bytes, list[Any], tuple[Any, ...]]:
+        out: list[bytes] = []
+        steps: list[Any] = []  # what can be seen after each piece
+        for i, piece in enumerate(pieces):
+            out.append(reader.feed(piece, 1_000 + i))
+            steps.append((len(out[-1]), reader.first_content_ns, reader.finish, reader.done, reader.fault is None))
+        out.append(reader.close(9_999))
+        return reader, b"".join(out), steps, cls._marks(reader)
+
+    @staticmethod
+    def _marks(r: Any) -> tuple[Any, ...]:
         fault = (r.fault.kind, r.fault.message, r.fault.status, r.fault.code) if r.fault else None
         return (r.chunks, r.content_bytes, bool(r.first_content_ns), r.finish, r.usage, r.done, fault, r.error_event)
 
@@ -267,55 +293,26 @@ def vectors(shared: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (shared / "data" / "sse" / "sse_vectors.jsonl").read_text().splitlines()]
 
 
-def split_events(pieces: Sequence[bytes], limit: int) -> list[bytes]:
-    splitter = Splitter(limit)
-    found = [data_of(event) for piece in pieces for event in splitter.feed(piece)]
-    splitter.close()  # an event without its empty line is none, says the grammar
-    return [data for data in found if data is not None]
+def split_events(pieces: Sequence[bytes]) -> list[bytes]:
+    """The `data` of the events, by the twin's own splitting (that the kernel's is the same: tests/twins/test_sse.py)."""
+    scanner = Twin(False)
+    found = [twin_module._data_of(event) for piece in pieces for event in scanner._split(piece)[0]]
+    return [data for data in found if data is not None]  # an event without its empty line is none, says the grammar
 
 
-def test_the_splitter_finds_the_grammars_events_at_every_byte_split(shared: Path) -> None:
+def test_the_splitter_finds_the_grammars_events_at_every_byte_split(
+    shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rng = random.Random(7)
     for vector in vectors(shared):
         raw = base64.b64decode(vector["raw_b64"])
-        limit = 2 * len(raw) + 10
+        monkeypatch.setattr(twin_module, "MAX_EVENT_BYTES", 2 * len(raw) + 10)
         few = len(raw) <= 2_000
         splits = range(len(raw) + 1) if few else rng.sample(range(len(raw)), 40) + list(range(len(raw) - 12, len(raw) + 1))
         every = [[raw[:i], raw[i:]] for i in splits]
         every.append([raw[i : i + 1] for i in range(len(raw))] if few else [raw[i : i + 4_097] for i in range(0, len(raw), 4_097)])
         for pieces in every:
-            got = split_events(pieces, limit)
+            got = split_events(pieces)
             assert len(got) == vector["n_events"], vector["name"]
             if vector["events"] is not None:
                 assert [data.decode() for data in got] == vector["events"], vector["name"]
-
-
-@settings(deadline=None, max_examples=200)
-@given(stream=st.text(alphabet="da:t \n\r\x00ü", max_size=60).map(str.encode), places=CUTS)
-def test_the_splitter_loses_and_makes_no_byte(stream: bytes, places: list[int]) -> None:
-    splitter = Splitter()
-    parts = [event for piece in cut(stream, places) for event in splitter.feed(piece)]
-    assert b"".join([*parts, splitter.close()]) == stream
-
-
-@settings(deadline=None, max_examples=200)
-@given(sizes=st.lists(st.integers(1, 60), min_size=1, max_size=10), places=CUTS)
-def test_which_event_is_too_long_does_not_depend_on_the_chunking(sizes: list[int], places: list[int]) -> None:
-    events = [b":" + b"x" * size + b"\n\n" for size in sizes]  # 4 to 63 bytes
-    limit = 40
-    want = []
-    for event in events:
-        if len(event) > limit:
-            break
-        want.append(event)
-    splitter = Splitter(limit)
-    got: list[bytes] = []
-    try:
-        for piece in cut(b"".join(events), places):
-            got += splitter.feed(piece)
-    except TooLong as exc:
-        got += exc.events
-        assert len(want) < len(events)
-    else:
-        assert len(want) == len(events)
-    assert got == want

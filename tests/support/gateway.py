@@ -1,5 +1,6 @@
 """A gateway as a user runs it: `turnout serve` in a process of its own, on loopback and free ports."""
 
+import ctypes
 import json
 import os
 import re
@@ -19,6 +20,11 @@ UPSTREAM_KEY = "sk-upstream-0123456789abcdef"
 START_S = 30.0
 
 _LISTENING = re.compile(r"listening on (http://\S+), admin on (http://\S+)")
+
+
+def die_with_tests() -> None:
+    """Run in the child: end when the test process is gone, even if that was killed and cleaned nothing up (Linux)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def config(providers: dict[str, str | dict[str, Any]], routes: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
@@ -75,6 +81,7 @@ class Gateway:
             text=True,
             env=self._env,
             start_new_session=True,
+            preexec_fn=die_with_tests,
         )
         self._readers = [
             threading.Thread(target=self._read_log, args=(self.process.stdout,), daemon=True),

@@ -15,7 +15,7 @@ try:
 except ImportError:
     Native = None  # type: ignore[assignment,misc]
 
-NAMES = ["model", "stream", "messages", "caf\u00e9"]
+NAMES = ["model", "stream", "messages", "user"]
 
 
 @pytest.fixture(params=["twin", "native"])
@@ -84,6 +84,11 @@ def test_a_name_that_stands_twice_is_refused_however_spelt(scanner: Any, body: b
     assert at > body.index(b":")
 
 
+def test_names_beyond_ascii_are_told_apart_too(scanner: Any) -> None:
+    names = ["caf\u00e9", "caf?", "\U0001f600"]
+    assert values(scanner, b'{"caf\\u00e9":1,"\\ud83d\\ude00":2}', names) == {"caf\u00e9": b"1", "\U0001f600": b"2"}
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -112,7 +117,7 @@ def test_every_truncation_is_refused(scanner: Any) -> None:
 @pytest.mark.parametrize("opening, closing", [(b"[", b"]"), (b'{"a":', b"1}")])
 def test_nesting_is_bounded_at_128(scanner: Any, opening: bytes, closing: bytes) -> None:
     closing = closing.replace(b"1", b"")
-    deep = lambda n: b'{"model":1,"x":' + opening * n + (b"1" if b"{" in opening else b"") + closing * n + b"}"  # noqa: E731
+    deep = lambda n: b'{"model":1,"x":' + opening * n + (b"1" if b"{" in opening else b"") + closing * n + b"}"
     assert values(scanner, deep(127)) == {"model": b"1"}
     assert flaw(scanner, deep(128))[0] == "json"
     assert flaw(scanner, deep(100_000))[0] == "json"
@@ -166,7 +171,7 @@ PIECES = [
     b"true", b"null", b'"model":1,', b'"mod\\u0065l":2,', b'"stream":{},', b'"x":[],', b'"x":[]', b"1", b'""', b"{}", b"[]", b"\\\"", b"\t", b"[" * 130,
 ]  # fmt: skip
 
-FIELDS = [b'"model":1,', b'"mod\\u0065l":2,', b'"stream":{},', b'"x":[],', b'"messages" : [] ,', b'"caf\xc3\xa9":0,']
+FIELDS = [b'"model":1,', b'"mod\\u0065l":2,', b'"stream":{},', b'"x":[],', b'"messages" : [] ,', b'"user":0,']
 
 
 def outcome(scanner: Any, body: bytes) -> tuple[Any, ...]:

@@ -23,8 +23,11 @@ class Keyring:
         for spec in keys:
             digest = hashlib.sha256(spec.key.reveal().encode()).digest()
             tenant = f"team:{spec.team}" if spec.team else f"key:{spec.name}"
-            self._by_digest[digest] = digest, Principal(
-                spec.name, tenant, digest.hex()[:6], spec.team, tuple(spec.tags), tuple(spec.models), spec.direct
+            self._by_digest[digest] = (
+                digest,
+                Principal(
+                    spec.name, tenant, digest.hex()[:6], spec.team, tuple(spec.tags), tuple(spec.models), spec.direct
+                ),
             )
         # `--dev` without keys, on loopback only: everyone is the developer.
         self._anyone = Principal("dev", "key:dev", "000000", direct=True) if open_door and not self._by_digest else None

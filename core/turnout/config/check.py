@@ -148,7 +148,9 @@ def _check_provider(path: Path, name: str, spec: Any, found: Findings) -> None:
     if (base_url := fields.get("base_url")) is not None:
         host = _check_base_url((*path, "base_url"), base_url, found)
     if "api_key" in fields and "accounts" in fields:
-        local = is_loopback(host) and base_url is not None and base_url.lower().startswith("http:")
+        local = (
+            (is_loopback(host) or is_private(host)) and base_url is not None and base_url.lower().startswith("http:")
+        )
         _check_credentials(path, fields["api_key"], fields["accounts"], local, found)
     _check_headers((*path, "headers"), fields.get("headers") or {}, found)
     if (ca_bundle := fields.get("ca_bundle")) is not None:
@@ -182,7 +184,9 @@ def _check_credentials(
     if api_key is not None and accounts:
         found.error((*path, "api_key"), "give either api_key or accounts, not both")
     if api_key is None and not accounts and not local:
-        found.error((*path, "api_key"), "required (or accounts), because base_url is not http on a loopback address")
+        found.error(
+            (*path, "api_key"), "required (or accounts), because base_url is not http on a loopback or private host"
+        )
     _check_names(
         [((*path, "accounts", i, "name"), account.name) for i, account in enumerate(accounts)], "account", found
     )
@@ -203,8 +207,10 @@ def _check_headers(path: Path, headers: Mapping[str, Any], found: Findings) -> N
             found.error(here, "not the name of a header")
         elif lower in _OURS:
             found.error(here, "Turnout writes this header itself")
-        elif lower in _CREDENTIALS and not isinstance(value, Secret):
+        elif lower in _CREDENTIALS:
             found.error(here, "carries a credential: give it by reference, as api_key")
+        elif value.startswith(("env:", "file:/")):
+            found.error(here, "is sent as it stands: references are read in api_key only")
         elif lower in seen:
             found.error(here, "stands here twice, in different letters")
         seen.add(lower)

@@ -70,7 +70,9 @@ class Admin:
         if path == "/healthz":
             return 200, b"application/json", b'{"status":"ok"}'
         if not self._may(headers):
-            return _error(401, "the admin listener needs its own key: 'Authorization: Bearer <admin.key>'", "invalid_api_key")
+            return _error(
+                401, "the admin listener needs its own key: 'Authorization: Bearer <admin.key>'", "invalid_api_key"
+            )
         if (method, path) == ("GET", "/metrics"):
             return 200, b"text/plain; version=0.0.4; charset=utf-8", metrics.text(await self._supervisor.snapshot())
         if (method, path) == ("GET", "/admin/status"):

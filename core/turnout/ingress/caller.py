@@ -29,7 +29,15 @@ class AsgiCaller:
         "started_ns", "task",
     )  # fmt: skip
 
-    def __init__(self, receive: Receive, send: Send, length: int, started_ns: int, task: "asyncio.Task[Any] | None", closing: bool) -> None:
+    def __init__(
+        self,
+        receive: Receive,
+        send: Send,
+        length: int,
+        started_ns: int,
+        task: "asyncio.Task[Any] | None",
+        closing: bool,
+    ) -> None:
         self._receive = receive
         self._send = send
         self._length = length  # content-length, -1 if there is none
@@ -55,7 +63,12 @@ class AsgiCaller:
         chunks: list[bytes] = []
         size = 0
         while True:
-            event = await self._receive()
+            try:
+                event = await self._receive()
+            except asyncio.CancelledError:
+                if not self.slow:
+                    raise
+                raise Fault("body_timeout", "the request body took too long to arrive") from None
             if event["type"] != "http.request":
                 # granian reports a truncated or badly framed body this way, after the bytes seen so far.
                 raise Fault("truncated_body", "the request body ended before it was complete")

@@ -95,10 +95,7 @@ class Endpoints:
         try:
             await flow.handle(x, key, caller)
         except asyncio.CancelledError:
-            if caller.slow:
-                fault = Fault("body_timeout", "the request body took too long to arrive")
-                await flow.refuse(x, fault, caller)
-            elif not caller.gone:
+            if not caller.gone:
                 raise
         finally:
             callers.remove(caller)
@@ -164,6 +161,8 @@ class Endpoints:
             x.tags = text
         elif name == b"x-turnout-prompt-version":
             x.prompt_version = text
+        elif name == b"x-turnout-metadata":
+            x.metadata = text.lower() in ("1", "true", "yes")
         elif name == b"x-turnout-timeout-ms":
             if not text.isdecimal() or not 1 <= int(text) <= 86_400_000:
                 raise Fault("bad_header", "'x-turnout-timeout-ms' must be a whole number of milliseconds above 0")
@@ -176,7 +175,7 @@ class Endpoints:
         try:
             x = Exchange(id=next(self._ids), surface=_NONE, started_ns=self._now(), wall_ns=0, config_version=0)
             key, _ = self._read_head(x, scope)
-            if path == HEALTH or path == READY:
+            if path in (HEALTH, READY):
                 if method not in ("GET", "HEAD"):
                     raise Fault("bad_method", f"{method[:20]} is not allowed here; use GET", headers=_ALLOW_GET)
                 good = path == HEALTH or self.ready
@@ -190,7 +189,12 @@ class Endpoints:
             raise Fault("no_path", f"unknown request URL: {method[:20]} {path[:200]}")
         except Fault as fault:
             body = fault.to_body()
-            headers = [JSON_HEADER, (b"content-length", b"%d" % len(body)), (b"x-request-id", x.id.encode()), *fault.headers]
+            headers = [
+                JSON_HEADER,
+                (b"content-length", b"%d" % len(body)),
+                (b"x-request-id", x.id.encode()),
+                *fault.headers,
+            ]
             if fault.status == 401:
                 headers.append((b"www-authenticate", b"Bearer"))
             await send({"type": "http.response.start", "status": fault.status, "headers": headers})
@@ -204,7 +208,9 @@ class Endpoints:
             for row in rows:
                 if row["id"] == wanted:
                     return row
-            raise Fault("no_route", f"the model {wanted[:200]!r} does not exist or you do not have access to it", param="model")
+            raise Fault(
+                "no_route", f"the model {wanted[:200]!r} does not exist or you do not have access to it", param="model"
+            )
         return {
             "object": "list",
             "data": rows,

@@ -13,6 +13,8 @@ from granian.server.embed import Server
 
 from ..config.model import Listen
 
+MOST_HEAD_BYTES = 64 * 1024  # a longer request head is answered with 431
+
 
 class GranianServer(Server):
     """Serves `app` on an inherited listening socket until `stop()`."""
@@ -28,10 +30,13 @@ class GranianServer(Server):
             # granian counts connections here, idle ones too: its default of backlog / workers lets 1,100 idle sockets
             # block every new client for 30 s.
             backpressure=listen.max_connections,
-            http1_settings=HTTP1Settings(header_read_timeout=listen.header_timeout_ms),
+            http1_settings=HTTP1Settings(
+                header_read_timeout=listen.header_timeout_ms,
+                max_buffer_size=MOST_HEAD_BYTES,
+            ),
             log_enabled=False,
         )
 
     def _init_shared_socket(self) -> None:
         self._ssp = None
-        self._shd = SocketHolder(self._fd, False, self.backlog)
+        self._shd: Any = SocketHolder(self._fd, False, self.backlog)  # type: ignore[call-arg]

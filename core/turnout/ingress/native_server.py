@@ -11,7 +11,7 @@ from ..config.model import Listen
 
 TICK_S = 0.25  # how exactly time limits of connections are kept
 IDLE_MS = 75_000  # keep-alive: as long as nginx, and longer than the 60 s of common load balancers, who must close first
-STOP_S = 2.0  # after `stop`, for answers that are under way still
+STOP_S = 2.0  # after the app has ended, for last bytes that are on their way
 
 
 class NativeServer:
@@ -42,6 +42,7 @@ class NativeServer:
         try:
             await self._stopping.wait()
             engine.drain()
+            await self._lifespan.stop()  # the app waits for its live requests there, as long as it may
             end = loop.time() + STOP_S
             while engine.connections and loop.time() < end:
                 await asyncio.sleep(0.01)
@@ -50,7 +51,6 @@ class NativeServer:
             if self._timer is not None:
                 self._timer.cancel()
             engine.close()
-        await self._lifespan.stop()
 
     def stop(self) -> None:
         """No new connections; those that are answering have a moment to finish."""

@@ -15,10 +15,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 
-from ..config.live import Live
+from ..config.live import Live, Watch
 from ..config.load import Loaded
 from ..telemetry import metrics
 from ..telemetry.ring import Ring
@@ -55,9 +56,13 @@ class Slot:
 class Supervisor:
     """Runs until `stop()`. `say` gets one line for a person at a time."""
 
-    def __init__(self, load: Callable[[], Loaded], *, engine: str, dev: bool, say: Say, changed: Callable[[], bool]) -> None:
+    def __init__(
+        self, load: Callable[[], Loaded], *, engine: str, dev: bool, say: Say, path: str | None = None
+    ) -> None:
+        """`path`: the file that `load` reads, to be watched for changes. Raises ConfigError."""
         self._live = Live(load)
-        self._changed = changed
+        self._path = path
+        self._watch = Watch.over(path, self._live.current) if path else None
         self._engine = engine
         self._dev = dev
         self.say = say
@@ -66,6 +71,7 @@ class Supervisor:
         self.admin: Admin | None = None
         self.simulators: dict[str, str] = {}
         self._simulator: Simulator | None = None
+        self._simulated = b"{}"  # the specs it was started with
         self._recorder: subprocess.Popen[bytes] | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = asyncio.Event()
@@ -122,6 +128,8 @@ class Supervisor:
             self.say(f"config refused, version {self.version} stays in force:\n{swap.why}")
             return False
         if swap.changed:
+            if self._path:  # the new config may take secrets from other files
+                self._watch = Watch.over(self._path, self.loaded)
             self._start_simulators()
             for slot in self.slots:
                 self._send(slot, "config", self._config_message())
@@ -258,9 +266,8 @@ class Supervisor:
         resident: dict[metrics.Labels, float | list[float]] = {}
         for slot in self.slots:
             if slot.process is not None:
-                with contextlib.suppress(OSError):
-                    with open(f"/proc/{slot.process.pid}/statm", encoding="ascii") as file:
-                        resident[(str(slot.number),)] = int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
+                with contextlib.suppress(OSError), open(f"/proc/{slot.process.pid}/statm", encoding="ascii") as file:
+                    resident[(str(slot.number),)] = int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
         total["turnout_worker_resident_bytes"] = resident
         return total
 
@@ -269,7 +276,7 @@ class Supervisor:
         while True:
             await asyncio.sleep(POLL_S)
             await self.snapshot()
-            if self._changed():
+            if self._watch is not None and self._watch.has_changed():
                 self.reload()
             if self._recorder is not None and self._recorder.poll() is not None and not self._stopping.is_set():
                 self.say("the recorder ended; starting it again (its rings kept what was waiting)")
@@ -303,6 +310,7 @@ class Supervisor:
                 "headers": {name: value.reveal() for name, value in traces.headers.items()},
             },
             "alerts": {"webhook": alerts.webhook.reveal() if alerts.webhook else None, "every_s": alerts.every_s},
+            "providers": {name: self._address(name, spec) for name, spec in config.providers.items()},
             "config_version": self.version,
         }
         if rings is not None:
@@ -311,11 +319,17 @@ class Supervisor:
             self._recorder.stdin.write(json.dumps(message).encode() + b"\n")
             self._recorder.stdin.flush()
 
+    def _address(self, name: str, spec: Any) -> dict[str, Any]:
+        """Kind, host and port of a provider, for spans."""
+        url = urlsplit(self.simulators.get(name) or spec.base_url)
+        port = url.port or (443 if url.scheme == "https" else 80)
+        return {"kind": type(spec).__struct_config__.tag, "address": url.hostname or "", "port": port}
+
     def _start_simulators(self) -> None:
         """Simulated providers are one process, started anew when their specs change."""
         specs = {n: s for n, s in self.loaded.config.providers.items() if isinstance(s, SimulatedSpec)}
         encoded = msgspec.json.encode(specs)
-        if encoded == getattr(self, "_simulated", b"{}"):
+        if encoded == self._simulated:
             return
         self._simulated = encoded
         old = self._simulator
@@ -328,7 +342,9 @@ class Supervisor:
 def open_listeners(host: str, port: int, count: int, backlog: int) -> list[socket.socket]:
     """One listening socket per worker on the same address. With one worker no other process may share the port."""
     out: list[socket.socket] = []
-    family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
+        0
+    ]
     for _ in range(count):
         sock = socket.socket(family, kind, proto)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -344,7 +360,16 @@ def open_listeners(host: str, port: int, count: int, backlog: int) -> list[socke
 
 
 # What a child process may need of the environment. Provider keys are not in it: workers get theirs over the channel.
-_PASSED = ("PATH", "LANG", "LC_ALL", "TZ", "PYTHONPATH", "VIRTUAL_ENV", "TURNOUT_PURE", "SSL_CERT_FILE", "SSL_CERT_DIR", "NO_COLOR")
+_PASSED = (
+    "PATH",
+    "LANG",
+    "LC_ALL",
+    "TZ",
+    "PYTHONPATH",
+    "VIRTUAL_ENV",
+    "TURNOUT_PURE",
+    "NO_COLOR",
+)
 
 
 def child_environment() -> dict[str, str]:

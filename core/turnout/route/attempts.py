@@ -36,7 +36,19 @@ class Wait(msgspec.Struct, frozen=True):
 class Attempts:
     """The course of one request over its targets."""
 
-    __slots__ = ("_budget", "_deadline_ns", "_faults", "_final", "_left", "_open", "_ready_ns", "_rng", "_tries", "_waited", "targets")
+    __slots__ = (
+        "_budget",
+        "_deadline_ns",
+        "_faults",
+        "_final",
+        "_left",
+        "_open",
+        "_ready_ns",
+        "_rng",
+        "_tries",
+        "_waited",
+        "targets",
+    )
 
     def __init__(
         self, targets: Sequence[Target], retries_max: int, budget: RetryBudget, deadline_ns: int, rng: Random
@@ -109,7 +121,9 @@ class Attempts:
         if not self._faults:
             free = min((t.health.free_at_ns() for t in self.targets), default=now_ns)
             wait = max(1.0, (free - now_ns) / 1e9)
-            return Fault("rate_limited", "every target of this route is cooling down after a rate limit", retry_after_s=wait)
+            return Fault(
+                "rate_limited", "every target of this route is cooling down after a rate limit", retry_after_s=wait
+            )
         # Our own credential or model name being wrong says less to a caller than an outage beside it.
         telling = [f for f in self._faults if f.kind not in ("credential", "not_found")]
         return telling[-1] if telling else self._faults[-1]

@@ -45,7 +45,7 @@ class RouteSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     name: Name
     match: Match
     targets: Annotated[list[TargetSpec], Meta(min_length=1)]
-    routing_policy: POLICIES = Ordered()  # type: ignore[valid-type]
+    routing_policy: POLICIES = Ordered()
     timeouts: Timeouts = Timeouts()
     retries: Retries = Retries()
     max_body_bytes: Annotated[int, Meta(ge=1024)] | None = None

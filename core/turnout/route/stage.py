@@ -38,7 +38,12 @@ class Routes:
     def find(self, x: Exchange) -> Route:
         """The route for what was asked. Raises Fault no_route or not_allowed."""
         model, principal = x.model, x.principal
+        assert principal is not None
         route = self._exact.get(model)
+        if route is None and principal.direct and "/" in model:
+            # Before the patterns: `*` would swallow what a key may ask of a provider by name.
+            provider, _, rest = model.partition("/")
+            route = self._direct.get(provider) if rest else None
         if route is None:
             route = next((r for r in self._patterns if matches(r.match, model)), None)
         if x.asked_route:
@@ -46,14 +51,7 @@ class Routes:
             if named is None or not matches(named.match, model):
                 raise Fault("no_route", f"no route named {x.asked_route!r} serves the model {model!r}", param="model")
             route = named
-        assert principal is not None
-        if route is None:
-            provider, slash, rest = model.partition("/")
-            direct = self._direct.get(provider)
-            if direct is None or not slash or not rest or not principal.direct:
-                raise _unknown(model)
-            route = direct
-        if not self._allowed(principal, model):
+        if route is None or not self._allowed(principal, model):
             # The same words as for a model that does not exist: what others may use is nobody's business.
             raise _unknown(model)
         return route

@@ -21,6 +21,7 @@ class Call(Protocol):
     """What the relay needs of an upstream call (upstream/client.py satisfies it)."""
 
     status: int
+    headers: list[tuple[bytes, bytes]]
     progress: bool
 
     @property
@@ -73,7 +74,9 @@ class Relay:
                     raise reader.fault
                 if reader.first_content_ns or reader.finish or reader.done:
                     return
-                raise Fault("bad_answer", "the upstream's stream ended before it said anything", upstream_status=call.status)
+                raise Fault(
+                    "bad_answer", "the upstream's stream ended before it said anything", upstream_status=call.status
+                )
 
     async def run(self, x: Exchange, client: Client) -> Fault | None:
         """Move the rest. Returns None after a sound end, the Fault after which the answer is incomplete otherwise.

@@ -25,16 +25,46 @@ _SERVED = ("route", "surface", "provider", "model")
 # name -> (type, label names, help). Histograms carry their bounds as a fourth.
 FAMILIES: dict[str, tuple[str, tuple[str, ...], str, tuple[float, ...]]] = {
     "turnout_requests_total": ("counter", (*_SERVED, "status"), "Requests answered, by the status the client got", ()),
-    "turnout_request_duration_seconds": ("histogram", _SERVED, "From the request's head to the end of its answer", SECONDS),
-    "turnout_ttft_seconds": ("histogram", _SERVED, "Streams: from the request's head to the first content token", SECONDS),
-    "turnout_inter_token_seconds": ("histogram", _SERVED, "Streams: mean gap between content chunks, one value a stream", GAPS),
+    "turnout_request_duration_seconds": (
+        "histogram",
+        _SERVED,
+        "From the request's head to the end of its answer",
+        SECONDS,
+    ),
+    "turnout_ttft_seconds": (
+        "histogram",
+        _SERVED,
+        "Streams: from the request's head to the first content token",
+        SECONDS,
+    ),
+    "turnout_inter_token_seconds": (
+        "histogram",
+        _SERVED,
+        "Streams: mean gap between content chunks, one value a stream",
+        GAPS,
+    ),
     "turnout_overhead_seconds": ("histogram", _SERVED, "The gateway's own time to the response head", OURS),
     "turnout_stage_seconds_total": ("counter", ("route", "stage"), "Time per stage, waiting included", ()),
-    "turnout_tokens_total": ("counter", (*_SERVED, "kind"), "Tokens: prompt (cached ones too), completion, cached, reasoning", ()),
+    "turnout_tokens_total": (
+        "counter",
+        (*_SERVED, "kind"),
+        "Tokens: prompt (cached ones too), completion, cached, reasoning",
+        (),
+    ),
     "turnout_cost_usd_total": ("counter", _SERVED, "Cost by the price table, all attempts", ()),
     "turnout_estimated_total": ("counter", _SERVED, "Requests whose usage is our own estimate", ()),
-    "turnout_attempts_total": ("counter", ("route", "provider", "account", "model", "cause", "outcome"), "Tries at upstreams", ()),
-    "turnout_retries_total": ("counter", ("route", "provider"), "Tries again at a target that had failed in the request", ()),
+    "turnout_attempts_total": (
+        "counter",
+        ("route", "provider", "account", "model", "cause", "outcome"),
+        "Tries at upstreams",
+        (),
+    ),
+    "turnout_retries_total": (
+        "counter",
+        ("route", "provider"),
+        "Tries again at a target that had failed in the request",
+        (),
+    ),
     "turnout_fallbacks_total": ("counter", ("route", "from", "to", "reason"), "Switches to another target", ()),
     "turnout_timeouts_total": ("counter", ("route", "provider", "kind"), "Limits that ran out", ()),
     "turnout_cache_total": ("counter", ("route", "outcome"), "Cache outcomes", ()),
@@ -43,7 +73,12 @@ FAMILIES: dict[str, tuple[str, tuple[str, ...], str, tuple[float, ...]]] = {
     "turnout_in_flight": ("gauge", (), "Requests being served", ()),
     "turnout_upstream_connections": ("gauge", (), "Open upstream sockets", ()),
     "turnout_records_dropped_total": ("counter", (), "Records the recorder was too slow for", ()),
-    "turnout_breaker_open": ("gauge", ("provider", "account", "model"), "Workers in which this target's breaker is open", ()),
+    "turnout_breaker_open": (
+        "gauge",
+        ("provider", "account", "model"),
+        "Workers in which this target's breaker is open",
+        (),
+    ),
     "turnout_breaker_opens_total": ("counter", ("provider", "account", "model"), "Times a breaker opened", ()),
     "turnout_workers": ("gauge", (), "Workers that answered", ()),
     "turnout_worker_restarts_total": ("counter", (), "Workers that had to be started again", ()),
@@ -199,7 +234,9 @@ def _more(values: dict[Labels, float | list[float]], labels: Labels, by: float) 
 
 def encode(snapshot: Snapshot) -> bytes:
     """For the control channel: labels as lists, because MessagePack maps want plain keys."""
-    return msgspec.msgpack.encode([(name, list(labels), value) for name, vs in snapshot.items() for labels, value in vs.items()])
+    return msgspec.msgpack.encode(
+        [(name, list(labels), value) for name, vs in snapshot.items() for labels, value in vs.items()]
+    )
 
 
 def decode(data: bytes) -> Snapshot:

@@ -29,7 +29,7 @@ class Record(msgspec.Struct, array_like=True):
     stream: bool
     status: int
     fault: str  # kind, empty = well
-    message: str  # the error message the client got
+    message: str  # our own words about the fault, never the provider's: those may repeat the prompt
     cache: str
     guard: str
     fallback: str
@@ -76,7 +76,7 @@ def of(x: Exchange, worker: int) -> Record:
         x.stream,
         x.status,
         f.kind if f else "",
-        f.message if f else "",
+        f.note if f else "",
         x.cache,
         x.guard,
         x.fallback if len(x.attempts) > 1 else "none",

@@ -14,7 +14,9 @@ _decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _BLANK = re.compile(rb"[ \t\n\r]*")
 _KEY = re.compile(rb'[ \t\n\r]*"((?:[^"\\]|\\.)*)"[ \t\n\r]*:[ \t\n\r]*', re.DOTALL)
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
-_SURROGATE = re.compile(rb"\\(?:u([dD][89abAB][0-9a-fA-F]{2})(?:\\u[dD][c-fC-F][0-9a-fA-F]{2})?|u([dD][c-fC-F])|.)", re.DOTALL)
+_SURROGATE = re.compile(
+    rb"\\(?:u([dD][89abAB][0-9a-fA-F]{2})(?:\\u[dD][c-fC-F][0-9a-fA-F]{2})?|u([dD][c-fC-F])|.)", re.DOTALL
+)
 _PLACE = re.compile(r"byte (\d+)")
 
 
@@ -141,7 +143,9 @@ def _skip(body: bytes, at: int) -> int:
             if depth == 0:
                 return found.end()
             if depth < 0:
-                return found.start() - (len(body[at : found.start()]) - len(body[at : found.start()].rstrip(b" \t\r\n")))
+                return found.start() - (
+                    len(body[at : found.start()]) - len(body[at : found.start()].rstrip(b" \t\r\n"))
+                )
         elif c == b"," and depth == 0:
             return at + len(body[at : found.start()].rstrip(b" \t\r\n"))
     return len(body)

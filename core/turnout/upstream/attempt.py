@@ -1,19 +1,22 @@
 """One attempt against one provider account: ask, read the head, say what a refusal means."""
 
 import email.utils
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
 from ..errors import Fault
 from ..exchange import Headers
-from .client import Call, Client, Connection
+from .call import Call
+from .client import Client, Connection
 from .connect import Origin
 
 MAX_ANSWER_BYTES = 32 * 1024 * 1024
 MAX_ERROR_BYTES = 1024 * 1024
 # What a provider says in an error is shown to the client up to here.
 MAX_MESSAGE = 2_000
+LEAST_SECRET = 8  # characters: a shorter header value is no secret, and would be found in any text
 
 
 class ErrorObject(msgspec.Struct):
@@ -68,6 +71,9 @@ class OpenAIPort:
             + "".join(f"{name}: {value}\r\n" for name, value in credential.items())
         )
         self._heads: dict[tuple[str, bool], bytes] = {}
+        # What must not come back in an error: the key, and whatever else the config sends along.
+        values = [value.removeprefix("Bearer ") for value in credential.values()]
+        self._ours = tuple(value.encode() for value in values if len(value) >= LEAST_SECRET)
         self.include_usage = include_usage
 
     def _head(self, path: str, stream: bool) -> bytes:
@@ -75,9 +81,16 @@ class OpenAIPort:
         if head is None:
             o = self._origin
             accept = "text/event-stream" if stream else "application/json"
-            head = f"POST {o.target_prefix}{o.base_path}{path} HTTP/1.1\r\n{self._lines}accept: {accept}\r\ncontent-length: "
-            head = self._heads[path, stream] = head.encode("latin-1")
+            text = f"POST {o.target_prefix}{o.base_path}{path} HTTP/1.1\r\n{self._lines}accept: {accept}\r\ncontent-length: "
+            head = self._heads[path, stream] = text.encode("latin-1")
         return head
+
+    def scrub(self, body: bytes) -> bytes:
+        """An error body without our key: some providers repeat what was presented to them."""
+        for value in self._ours:
+            if value in body:
+                body = body.replace(value, b"***")
+        return body
 
     def open_nowait(self, request: Request) -> Call | None:
         """Send on an idle connection; None when there is none."""
@@ -105,8 +118,8 @@ def is_json(media_type: bytes) -> bool:
     return media_type == b"application/json" or media_type.endswith(b"+json")
 
 
-def passed_headers(call: Call, allowed: frozenset[bytes]) -> Headers:
-    return [(lower, value) for name, value in call.headers if (lower := name.lower()) in allowed]
+def passed_headers(headers: Headers, allowed: frozenset[bytes]) -> Headers:
+    return [(lower, value) for name, value in headers if (lower := name.lower()) in allowed]
 
 
 def header(call: Call, wanted: bytes) -> bytes:
@@ -116,27 +129,39 @@ def header(call: Call, wanted: bytes) -> bytes:
 def refusal(status: int, body: bytes, media_type: bytes, headers: list[tuple[bytes, bytes]], wall_s: float) -> Fault:
     """What a status other than 2xx means (DESIGN: whose fault, and where trying again makes sense)."""
     message, code = describe(body) if is_json(media_type) or body[:1] == b"{" else ("", "")
-    said = f": {message}" if message else ""
     wait = retry_after_s(headers, wall_s)
     if status == 429:
         # An exhausted account will not recover in this request; a rate limit may.
         retry = "other" if code == "insufficient_quota" else None
-        return Fault("rate_limited", f"the upstream limits our rate{said}", retry_after_s=wait, upstream_status=429, retry=retry)
+        return Fault(
+            "rate_limited",
+            "the upstream limits our rate",
+            said=message,
+            retry_after_s=wait,
+            upstream_status=429,
+            retry=retry,
+        )
     if status in (503, 529):
-        return Fault("overloaded", f"the upstream is overloaded{said}", retry_after_s=wait, upstream_status=status)
+        return Fault(
+            "overloaded", "the upstream is overloaded", said=message, retry_after_s=wait, upstream_status=status
+        )
     if status >= 500 or status == 408:
-        return Fault("server_error", f"the upstream failed with status {status}{said}", upstream_status=status)
+        return Fault("server_error", f"the upstream failed with status {status}", said=message, upstream_status=status)
     if status in (401, 403):
         # Not the caller's key: ours. The provider's words may name our account, so they are not handed on.
         return Fault("credential", "the upstream refused the gateway's credential", upstream_status=status)
     if status == 404:
         return Fault("not_found", "the upstream does not know this model or endpoint", upstream_status=404)
     if 300 <= status < 400:
-        return Fault("protocol", "the upstream answered with a redirect, which is never followed", upstream_status=status)
-    own_words = body if is_json(media_type) and has_error_object(body) else b""
+        return Fault(
+            "protocol", "the upstream answered with a redirect, which is never followed", upstream_status=status
+        )
+    # Whatever the content type: DeepSeek says `application/octet-stream`.
+    own_words = body if has_error_object(body) else b""
     return Fault(
         "refused",
-        message or f"the upstream refused the request with status {status}",
+        f"the upstream refused the request with status {status}",
+        said=message,
         upstream_status=status,
         body=own_words,
         code=code or None,
@@ -166,20 +191,24 @@ def describe(body: bytes) -> tuple[str, str]:
     return (message or "")[:MAX_MESSAGE], str(code)[:100]
 
 
-def event_fault(error: msgspec.Raw) -> Fault:
-    """The fault of an error event inside a stream that began with status 200."""
-    message, code = describe(b'{"error":' + bytes(error) + b"}")
+def event_fault(raw: msgspec.Raw, scrub: Callable[[bytes], bytes]) -> Fault:
+    """The fault of an error object under status 200, in a stream or a whole answer; `scrub` takes our key out."""
+    error = scrub(bytes(raw))
+    message, code = describe(b'{"error":' + error + b"}")
     try:
         e = msgspec.json.decode(error, type=ErrorObject)
         status = next((int(v) for v in (e.status_code, e.code) if isinstance(v, int) and 400 <= v < 600), 0)
     except (msgspec.DecodeError, RecursionError):
         status = 0
-    said = f": {message}" if message else ""
     if status in (400, 413, 422):
-        return Fault("refused", message or "the upstream refused the request", upstream_status=status, code=code or None)
+        return Fault(
+            "refused", "the upstream refused the request", said=message, upstream_status=status, code=code or None
+        )
     if status == 429 or code in ("rate_limit_exceeded", "rate_limit_error"):
-        return Fault("rate_limited", f"the upstream limits our rate{said}", upstream_status=429)
-    return Fault("server_error", f"the upstream reported an error inside its stream{said}", upstream_status=status)
+        return Fault("rate_limited", "the upstream limits our rate", said=message, upstream_status=429)
+    return Fault(
+        "server_error", "the upstream reported an error inside its stream", said=message, upstream_status=status
+    )
 
 
 def retry_after_s(headers: list[tuple[bytes, bytes]], wall_s: float) -> float | None:

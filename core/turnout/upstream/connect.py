@@ -14,7 +14,18 @@ from ..errors import Fault
 class Origin:
     """Where a provider lives: scheme, host and port, bound to its credentials for good. Holds its idle connections."""
 
-    __slots__ = ("authority", "base_path", "host", "idle", "max_idle", "port", "proxy", "tls")
+    __slots__ = (
+        "authority",
+        "base_path",
+        "host",
+        "idle",
+        "max_idle",
+        "port",
+        "proxy",
+        "proxy_host",
+        "proxy_port",
+        "tls",
+    )
 
     def __init__(self, base_url: str, *, ca_bundle: str | None, proxy: str | None, max_idle: int) -> None:
         url = urlsplit(base_url)
@@ -30,6 +41,8 @@ class Origin:
         host = f"[{self.host}]" if ":" in self.host else self.host
         self.authority = host if self.port == (443 if secure else 80) else f"{host}:{self.port}"
         self.proxy: SplitResult | None = urlsplit(proxy) if proxy else None
+        self.proxy_host = (self.proxy.hostname or "") if self.proxy else ""
+        self.proxy_port = (self.proxy.port or 80) if self.proxy else 80
         self.max_idle = max_idle
         self.idle: list[Any] = []
 
@@ -65,7 +78,7 @@ async def connect(loop: asyncio.AbstractEventLoop, origin: Origin, factory: Call
                     factory, origin.host, origin.port, ssl=tls, server_hostname=name
                 )
             elif tls is None:
-                _, protocol = await loop.create_connection(factory, origin.proxy.hostname, origin.proxy.port)
+                _, protocol = await loop.create_connection(factory, origin.proxy_host, origin.proxy_port)
             else:
                 sock = await _tunnel(loop, origin)
                 _, protocol = await loop.create_connection(factory, sock=sock, ssl=tls, server_hostname=name)
@@ -84,7 +97,7 @@ async def _tunnel(loop: asyncio.AbstractEventLoop, origin: Origin) -> socket.soc
     """A socket that reaches the origin through the proxy's CONNECT (RFC 9110, 9.3.6)."""
     proxy = origin.proxy
     assert proxy is not None
-    found = await loop.getaddrinfo(proxy.hostname, proxy.port or 80, type=socket.SOCK_STREAM)
+    found = await loop.getaddrinfo(origin.proxy_host, origin.proxy_port, type=socket.SOCK_STREAM)
     family, kind, proto, _, address = found[0]
     sock = socket.socket(family, kind, proto)
     try:

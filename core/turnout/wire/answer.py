@@ -1,4 +1,4 @@
-"""What we read of answers: usage, finish reasons, errors, and whether a chunk carries content."""
+"""What we read of answers: usage, finish reasons, errors. Streams are read by `native.StreamScanner`."""
 
 import msgspec
 
@@ -8,29 +8,6 @@ MOST_TOKENS = 100_000_000  # more than any model can take; a larger number is a 
 
 _EMPTY = frozenset((b"", b"null", b'""', b"[]", b"{}"))
 _NONE = msgspec.Raw(b"")
-
-
-class Delta(msgspec.Struct):
-    content: msgspec.Raw = _NONE  # a string; Mistral's reasoning models send a list of parts
-    tool_calls: msgspec.Raw = _NONE
-    function_call: msgspec.Raw = _NONE
-    reasoning_content: msgspec.Raw = _NONE
-    reasoning: msgspec.Raw = _NONE
-    reasoning_details: msgspec.Raw = _NONE  # Snowflake sends thinking here only
-    refusal: msgspec.Raw = _NONE
-    audio: msgspec.Raw = _NONE
-
-
-class ChunkChoice(msgspec.Struct):
-    delta: Delta | None = None
-    text: msgspec.Raw = _NONE  # /v1/completions
-    finish_reason: str | None = None
-
-
-class Chunk(msgspec.Struct):
-    choices: list[ChunkChoice] | None = None
-    usage: msgspec.Raw = _NONE
-    error: msgspec.Raw = _NONE
 
 
 class Choice(msgspec.Struct):
@@ -68,7 +45,6 @@ class _Usage(msgspec.Struct):
     num_cached_tokens: Count = None
 
 
-decode_chunk = msgspec.json.Decoder(Chunk).decode
 decode_answer = msgspec.json.Decoder(Answer).decode
 _decode_usage = msgspec.json.Decoder(_Usage).decode
 
@@ -76,19 +52,6 @@ _decode_usage = msgspec.json.Decoder(_Usage).decode
 def is_set(raw: msgspec.Raw) -> bool:
     """Whether a field is there and not null or empty."""
     return bytes(raw) not in _EMPTY
-
-
-def content_bytes(choice: ChunkChoice) -> int:
-    """How many bytes of content a chunk's choice carries, JSON spelling and all; 0 for a role or lifecycle frame."""
-    d = choice.delta
-    if d is None:
-        return len(choice.text) if is_set(choice.text) else 0
-    if bytes(d.content) not in _EMPTY:  # by far the most frequent
-        return len(d.content)
-    for raw in (d.tool_calls, d.reasoning_content, d.reasoning, d.reasoning_details, d.refusal, d.function_call, d.audio):
-        if is_set(raw):
-            return len(raw)
-    return 0
 
 
 def usage_of(raw: msgspec.Raw) -> Usage | None:

@@ -8,7 +8,7 @@ TO_CLIENT = frozenset((b"openai-processing-ms", b"openai-version", b"openai-mode
 
 # Ours, of a request (DESIGN section 5). None can choose a host or a credential.
 OWN_HEADERS = frozenset(
-    b"x-turnout-" + name for name in (b"route", b"session", b"tags", b"prompt-version", b"timeout-ms")
+    b"x-turnout-" + name for name in (b"route", b"session", b"tags", b"prompt-version", b"timeout-ms", b"metadata")
 )
 
 # The four ways in which SDKs present a key (OpenAI, Anthropic, Azure): one extractor for all, one verdict.

@@ -39,7 +39,8 @@ class RequestReader:
     def scan(self, body: bytes) -> tuple[int, ...]:
         """Spans of the fields (see native/src/kernels/scan.rs). Raises Fault for what is not one JSON object."""
         try:
-            return self._scan(body)
+            spans: tuple[int, ...] = self._scan(body)
+            return spans
         except ValueError as exc:
             _refuse(exc)
 

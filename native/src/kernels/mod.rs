@@ -1,3 +1,8 @@
-//! Kernels: bytes in, bytes or numbers out; no callbacks, no I/O. Each has a twin of the same name in `turnout/twin/`.
+//! Kernels: bytes in, bytes or numbers out; no callbacks, no I/O. `scan` and `sse` have a twin of
+//! the same name in `turnout/twin/`; `chunk`, `json` and `lines` are what they are made of.
 
+pub mod chunk;
+pub mod json;
+pub mod lines;
 pub mod scan;
+pub mod sse;

@@ -6,4 +6,6 @@ A policy is a frozen Struct with `rank(targets, rng) -> indexes`, best first. It
 from .ordered import Ordered
 from .weighted import Weighted
 
+__all__ = ["POLICIES", "Ordered", "Weighted"]
+
 POLICIES = Ordered | Weighted

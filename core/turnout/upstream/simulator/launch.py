@@ -71,7 +71,8 @@ class Simulator:
         process, self._process = self._process, None
         if process is None:
             return
-        assert process.stdin is not None and process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
             process.stdin.close()
         # SIGTERM too: a process forked from this one may still hold the other end of stdin.
@@ -93,7 +94,9 @@ class Simulator:
 
     def _hand_over(self, order: bytes) -> dict[str, int]:
         process = self._process
-        assert process is not None and process.stdin is not None and process.stdout is not None
+        assert process is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
         with contextlib.suppress(BrokenPipeError):  # it died: the answer below is empty and says so
             process.stdin.write(order)
             process.stdin.flush()

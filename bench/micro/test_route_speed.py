@@ -1,0 +1,93 @@
+"""route: rank eight targets, the way of a request over them, and the conditions that decide it."""
+
+from collections.abc import Callable, Sequence
+from random import Random
+from typing import Any
+
+from cases import Case
+from cases import test_speed as test_speed
+
+from turnout.errors import Fault
+from turnout.exchange import Target
+from turnout.route.attempts import Attempts, Try
+from turnout.route.health import FAILURES_TO_OPEN, OPEN_NS, Breaker
+from turnout.route.policies import POLICIES, Ordered, Weighted
+from turnout.route.retry import RetryBudget
+
+FAULT = Fault("server_error", "down")
+HOUR_NS = 3_600_000_000_000
+
+
+def targets() -> list[Target]:
+    plain: dict[str, Any] = {"account": "", "account_weight": 1.0, "ttft_ms": 0, "plain_ms": 0, "port": None}
+    return [Target(provider=f"p{i}", model="m", weight=i + 1.0, health=Breaker(Random(i)), **plain) for i in range(8)]
+
+
+def rank(policy: POLICIES) -> Callable[[], Sequence[int]]:
+    eight, rng = targets(), Random(1)
+
+    def work() -> Sequence[int]:
+        return policy.rank(eight, rng)
+
+    return work
+
+
+def first() -> Callable[[], Any]:
+    """Nearly every request: the first target is well."""
+    eight, budget, rng = targets(), RetryBudget(0.1), Random(1)
+
+    def work() -> Any:
+        step = Attempts(eight, 2, budget, HOUR_NS, rng).next(1)
+        eight[0].health.succeeded()
+        budget.succeeded(1)
+        return step
+
+    return work
+
+
+def down() -> Callable[[], list[int]]:
+    """All eight fail, one after the other, and the request gives up."""
+    budget, rng = RetryBudget(0.0), Random(1)
+    eight = targets()
+
+    def work() -> list[int]:
+        attempts = Attempts(eight, 0, budget, HOUR_NS, rng)
+        went = []
+        while isinstance(step := attempts.next(1), Try):
+            went.append(step.index)
+            attempts.failed(step.index, FAULT, 1)
+            eight[step.index].health.failed(FAULT, 1)
+        for target in eight:
+            target.health.succeeded()
+        return went
+
+    return work
+
+
+def breaker() -> Callable[[], tuple[str, str, str]]:
+    """Closed, open after five failures, half-open, closed again by its probe."""
+    health = Breaker(Random(1))
+
+    def work() -> tuple[str, str, str]:
+        for _ in range(FAILURES_TO_OPEN):
+            assert health.allows(1)
+            health.taken(1)
+            health.failed(FAULT, 1)
+        opened = health.state(1)
+        later = 1 + OPEN_NS
+        half = health.state(later)
+        health.taken(later)
+        health.succeeded()
+        return opened, half, health.state(later)
+
+    return work
+
+
+EVERY = list(range(8))
+CASES = [
+    Case("route.policies ordered, 8 targets", lambda: rank(Ordered()), lambda order: list(order) == EVERY),
+    Case("route.policies weighted, 8 targets", lambda: rank(Weighted()), lambda order: sorted(order) == EVERY),
+    Case("route.attempts first of 8", first, Try(0, "first").__eq__),
+    Case("route.attempts all 8 down", down, EVERY.__eq__, 60),
+    Case("route.health breaker round", breaker, ("open", "half-open", "closed").__eq__),
+]

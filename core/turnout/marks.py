@@ -1,0 +1,69 @@
+"""What an answer says about how it came about: the `x-turnout-*` headers, and what stands in for them in a stream."""
+
+from collections.abc import Callable
+
+import msgspec
+
+from .account.cost import usd
+from .exchange import OFF, Exchange, Headers, Target, Usage
+from .wire.headers import header_value
+
+
+class Marks:
+    """The marks of one config's answers."""
+
+    def __init__(self, version: int, now_ns: Callable[[], int]) -> None:
+        self._version = (b"x-turnout-config-version", b"%d" % version)
+        self._now = now_ns
+        self._usual: dict[int, Headers] = {}  # by target; targets live as long as their flow
+
+    def headers(self, x: Exchange, target: Target | None) -> Headers:
+        """The headers of an answer, a new list. `target` is None where none served."""
+        if target is not None and len(x.attempts) == 1 and target.model is not None and x.cache is OFF:
+            # The usual case, put together once per target.
+            out = self._usual.get(id(target))
+            if out is None:
+                out = self._usual[id(target)] = self._story(x, target)
+            out = out.copy()
+        else:
+            out = self._story(x, target)
+        out.append((b"x-request-id", x.id.encode()))
+        out.append((b"x-turnout-overhead-us", b"%d" % ((self._now() - x.started_ns - x.upstream_ns) // 1000)))
+        return out
+
+    def early(self, x: Exchange) -> Headers:
+        """What is known before an upstream has committed: for a head that goes out early."""
+        assert x.route is not None
+        return [(b"x-request-id", x.id.encode()), self._version, x.route.header]
+
+    def note(self, x: Exchange, target: Target) -> bytes:
+        """A comment in the stream with what would have been headers, had the head waited."""
+        pairs = b" ".join(name + b"=" + value for name, value in self._story(x, target))
+        return b": turnout " + pairs.replace(b"x-turnout-", b"") + b"\n\n"
+
+    def closing(self, x: Exchange, target: Target) -> bytes:
+        """The closing event of a stream, for a client that asked for it: what a plain answer says in its headers."""
+        story = {n.decode().removeprefix("x-turnout-"): v.decode() for n, v in self._story(x, target)}
+        story["request-id"] = x.id
+        if x.attempts[-1].priced:
+            story["cost-usd"] = usd(x.cost_nanos)
+        usage = x.usage or Usage()
+        tokens = {"prompt_tokens": usage.prompt, "completion_tokens": usage.completion, "estimated": usage.estimated}
+        data = {"turnout": {name.replace("-", "_"): value for name, value in story.items()}, "usage": tokens}
+        event = b"event: turnout.metadata\ndata: " + msgspec.json.encode(data) + b"\n\n"
+        x.bytes_out += len(event)
+        return event
+
+    def _story(self, x: Exchange, target: Target | None) -> Headers:
+        out: Headers = [self._version]
+        if x.route is not None:
+            tries = len(x.attempts)
+            out.append(x.route.header)
+            out.append((b"x-turnout-attempts", b"%d" % tries))
+            out.append((b"x-turnout-fallback", x.fallback.encode() if tries > 1 else b"none"))
+            out.append((b"x-turnout-cache", x.cache.encode()))
+        if target is not None:
+            out += target.head
+            if target.model is None:
+                out.append((b"x-turnout-model", header_value(x.own_model)))
+        return out

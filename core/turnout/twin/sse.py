@@ -1,0 +1,286 @@
+"""What is read of a chat or completions stream while it passes. Twin of `native/src/kernels/sse.rs`.
+
+Source of the events: WHATWG HTML, 9.2.6 "Interpreting an event stream".
+"""
+
+import re
+
+import msgspec
+
+MAX_EVENT_BYTES = 1024 * 1024  # an event over this is no chat chunk: the stream is treated as broken
+MAX_DEPTH = 128  # a bound of our own: where msgspec stops depends on how deep Python's stack is
+MOST_TOKENS = 100_000_000  # more than any model can take; a larger number is a provider's mistake, not a bill
+
+# An event ends at an empty line; a line ends in LF, CRLF or CR.
+# The group is atomic, or CRLF would pass for two line ends.
+_END = re.compile(rb"(?>\r\n|\n|\r)(?:\r\n|\n|\r)")
+_LINE = re.compile(rb"\r\n|\n|\r")
+_BRACKET = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[{]|[\]}]', re.DOTALL)
+_BOM = b"\xef\xbb\xbf"
+_EMPTY = frozenset((b"", b"null", b'""', b"[]", b"{}"))
+_NONE = msgspec.Raw(b"")
+
+
+class StreamScanner:
+    """Reads a stream of chat or completions chunks while it passes.
+
+    `StreamScanner(strip_usage, most_noise)`: with `strip_usage` a chunk that carries usage and no choices is left out,
+    as are up to `most_noise` data lines that do not even begin like a chunk. `feed(data)` returns what may be handed on:
+    whole events only, and nothing from a broken chunk on. `close()` returns what is left when the stream has ended: a
+    last event without its empty line still counts. Neither raises, whatever the bytes. The attributes say what was seen
+    so far: choices that carried content and its bytes, the last finish_reason, the last usage that makes sense and an
+    in-band error (both as JSON), `[DONE]`, and why the stream is broken ("", "chunk", "noise" or "too_long").
+    """
+
+    def __init__(self, strip_usage: bool, most_noise: int = 3) -> None:
+        self._strip = strip_usage
+        self._most_noise = most_noise
+        self._noise = 0
+        self._started = False
+        self._tail = bytearray()
+        self._searched = 0
+        self._chunks = 0
+        self._content_bytes = 0
+        self._finish = ""
+        self._usage: bytes | None = None
+        self._done = False
+        self._error: bytes | None = None
+        self._error_event = b""
+        self._broken = ""
+
+    def feed(self, data: bytes) -> bytes:
+        if self._over():
+            return b""
+        whole = self._started and not self._tail and data.endswith(b"\n\n") and b"\r" not in data
+        too_long = False
+        if whole and len(data) <= MAX_EVENT_BYTES and data.find(b"\n\n") == len(data) - 2:
+            events = [data]  # the common case: one whole event in one read
+        else:
+            events, too_long = self._split(data)
+        passed = [event for event in events if not self._over() and self._read(event)]
+        if too_long and not self._over():
+            self._broken = "too_long"
+        return passed[0] if len(passed) == 1 else b"".join(passed)
+
+    def close(self) -> bytes:
+        tail = bytes(self._tail)
+        self._tail.clear()
+        self._searched = 0
+        if self._over() or not tail.strip():
+            return b""
+        event = tail.rstrip(b"\r\n") + b"\n\n"
+        return event if self._read(event) else b""
+
+    @property
+    def chunks(self) -> int:
+        return self._chunks
+
+    @property
+    def content_bytes(self) -> int:
+        return self._content_bytes
+
+    @property
+    def saw_content(self) -> bool:
+        return self._chunks > 0
+
+    @property
+    def finish(self) -> str:
+        return self._finish
+
+    @property
+    def usage(self) -> bytes | None:
+        return self._usage
+
+    @property
+    def done(self) -> bool:
+        return self._done
+
+    @property
+    def error(self) -> bytes | None:
+        return self._error
+
+    @property
+    def error_event(self) -> bytes:
+        return self._error_event
+
+    @property
+    def broken(self) -> str:
+        return self._broken
+
+    @property
+    def turned(self) -> bool:
+        """Whether more than content has passed: a finish, `[DONE]`, an error, or a break."""
+        return self._done or bool(self._finish) or self._over()
+
+    def _over(self) -> bool:
+        return bool(self._broken) or self._error is not None
+
+    def _split(self, data: bytes) -> tuple[list[bytes], bool]:
+        """The events that are now whole, each with its closing empty line, and whether one over the limit follows."""
+        tail = self._tail
+        tail += data
+        out: list[bytes] = []
+        if not self._started:
+            # A byte order mark in front is dropped: the grammar ignores it, but several SDKs fail on it.
+            if len(tail) < 3 and _BOM.startswith(tail):
+                return out, False
+            if tail.startswith(_BOM):
+                del tail[:3]
+            self._started = True
+        at = 0
+        search = self._searched
+        while found := _END.search(tail, search):
+            if found.end() - at > MAX_EVENT_BYTES:
+                tail.clear()
+                return out, True
+            out.append(bytes(tail[at : found.end()]))
+            at = search = found.end()
+        del tail[:at]
+        self._searched = max(0, len(tail) - 3)
+        return out, len(tail) > MAX_EVENT_BYTES
+
+    def _read(self, event: bytes) -> bool:
+        """Whether it may be handed on."""
+        data = _data_of(event)
+        if data is None:
+            return True
+        if data == b"[DONE]":
+            self._done = True
+            return True
+        try:
+            if not data.isascii():
+                data.decode()  # msgspec does not look into what it leaves raw, and SDKs die of bytes that are not UTF-8
+            chunk = _decode_chunk(data)
+            brackets = data.count(b"[") + data.count(b"{") if len(data) > 2 * MAX_DEPTH else 0
+            if brackets > MAX_DEPTH and _depth(data) > MAX_DEPTH:
+                raise RecursionError
+        except (UnicodeDecodeError, msgspec.DecodeError, RecursionError):
+            # What begins like a chunk but does not parse may have carried text: the stream is broken there.
+            if data.lstrip()[:1] == b"{":
+                self._broken = "chunk"
+                return False
+            self._noise += 1
+            if self._noise > self._most_noise:
+                self._broken = "noise"
+            return False
+        for choice in chunk.choices or ():
+            if choice.finish_reason:
+                self._finish = choice.finish_reason
+            size = _content_bytes(choice)
+            if size:
+                self._content_bytes += size
+                self._chunks += 1
+        if chunk.usage and bytes(chunk.usage) not in _EMPTY:
+            if _sensible(chunk.usage):
+                self._usage = bytes(chunk.usage)
+            if self._strip and not chunk.choices:
+                return False
+        if chunk.error and bytes(chunk.error) not in _EMPTY:
+            self._error = bytes(chunk.error)
+            self._error_event = event
+            return False
+        return True
+
+
+def _data_of(event: bytes) -> bytes | None:
+    """The `data` of one event; None if it has no data line (a comment, a lone `event:` line)."""
+    short = event.startswith(b"data: ") and event.endswith(b"\n\n") and b"\r" not in event
+    if short and event.find(b"\n") == len(event) - 2:
+        return event[6:-2]
+    found: list[bytes] = []
+    for line in _LINE.split(event):
+        if line.startswith(b"data"):
+            if line[4:5] == b":":
+                found.append(line[6:] if line[5:6] == b" " else line[5:])
+            elif len(line) == 4:
+                found.append(b"")
+    return b"\n".join(found) if found else None
+
+
+class _Delta(msgspec.Struct):
+    content: msgspec.Raw = _NONE
+    tool_calls: msgspec.Raw = _NONE
+    reasoning_content: msgspec.Raw = _NONE
+    reasoning: msgspec.Raw = _NONE
+    reasoning_details: msgspec.Raw = _NONE
+    refusal: msgspec.Raw = _NONE
+    function_call: msgspec.Raw = _NONE
+    audio: msgspec.Raw = _NONE
+
+
+class _Choice(msgspec.Struct):
+    delta: _Delta | None = None
+    text: msgspec.Raw = _NONE
+    finish_reason: str | None = None
+
+
+class _Chunk(msgspec.Struct):
+    choices: list[_Choice] | None = None
+    usage: msgspec.Raw = _NONE
+    error: msgspec.Raw = _NONE
+
+
+_decode_chunk = msgspec.json.Decoder(_Chunk).decode
+
+
+def _content_bytes(choice: _Choice) -> int:
+    """How many bytes of content a choice carries, JSON spelling and all; 0 for a role or lifecycle frame."""
+    d = choice.delta
+    if d is None:
+        return len(choice.text) if bytes(choice.text) not in _EMPTY else 0
+    if bytes(d.content) not in _EMPTY:  # by far the most frequent
+        return len(d.content)
+    others = (d.tool_calls, d.reasoning_content, d.reasoning, d.reasoning_details, d.refusal, d.function_call, d.audio)
+    return next((len(raw) for raw in others if bytes(raw) not in _EMPTY), 0)
+
+
+def _depth(data: bytes) -> int:
+    """How deep a JSON text is nested, one that is known to be valid."""
+    depth = deepest = 0
+    for found in _BRACKET.finditer(data):
+        if found[0] in (b"[", b"{"):
+            depth += 1
+            deepest = max(deepest, depth)
+        elif found[0] in (b"]", b"}"):
+            depth -= 1
+    return deepest
+
+
+_Count = int | float | None
+
+
+class _PromptDetails(msgspec.Struct):
+    cached_tokens: _Count = None
+    cache_write_tokens: _Count = None
+    audio_tokens: _Count = None
+
+
+class _CompletionDetails(msgspec.Struct):
+    reasoning_tokens: _Count = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: _Count = None
+    completion_tokens: _Count = None
+    total_tokens: _Count = None
+    prompt_tokens_details: _PromptDetails | None = None
+    completion_tokens_details: _CompletionDetails | None = None
+    prompt_cache_hit_tokens: _Count = None
+    cached_tokens: _Count = None
+    num_cached_tokens: _Count = None
+
+
+_decode_usage = msgspec.json.Decoder(_Usage).decode
+
+
+def _sensible(raw: msgspec.Raw) -> bool:
+    """Whether `usage_of` in `turnout/wire/answer.py` makes a Usage of this JSON."""
+    try:
+        u = _decode_usage(raw)
+    except msgspec.DecodeError:
+        return False
+    if u.completion_tokens is not None and not 0 <= u.completion_tokens <= MOST_TOKENS:
+        return False
+    # Not said is not the same as nonsense: Voyage gives the total only.
+    known = u.total_tokens if u.prompt_tokens is None else u.prompt_tokens
+    return known is not None and 0 <= known <= MOST_TOKENS

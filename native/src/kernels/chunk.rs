@@ -1,0 +1,232 @@
+//! What one chunk of a chat or completions stream says, read off its JSON without building anything.
+//!
+//! The text is checked to its end, and the fields that are looked at must have the type that `turnout/twin/sse.py`
+//! gives them. Of a field that stands twice the last one counts.
+
+use std::ops::Range;
+
+use super::json::{blank, fields, null, number, string, value, Malformed};
+
+/// More than any model can take; a larger number is a provider's mistake, not a bill.
+const MOST_TOKENS: f64 = 100_000_000.0;
+/// msgspec reads no longer integers, their sign counted (Python's own bound counts digits only).
+const MOST_DIGITS: usize = 4300;
+
+/// Where a delta's content is; the first of these that is set counts. The order is that of `content_bytes` in
+/// `turnout/wire/answer.py`.
+const CONTENT: [&[u8]; 8] = [
+    b"content",
+    b"tool_calls",
+    b"reasoning_content",
+    b"reasoning",
+    b"reasoning_details",
+    b"refusal",
+    b"function_call",
+    b"audio",
+];
+
+/// Numbers and places of what a chunk says.
+#[derive(Default)]
+pub struct Chunk {
+    /// How many there are.
+    pub choices: usize,
+    /// How many of them carry content, and how many bytes of it, JSON spelling and all.
+    pub with_content: u64,
+    pub content: usize,
+    /// The last `finish_reason` that is neither null nor empty: where its text lies, and whether it has escapes.
+    pub finish: Option<(Range<usize>, bool)>,
+    pub usage: Option<Range<usize>>,
+    pub error: Option<Range<usize>>,
+}
+
+impl Chunk {
+    pub fn read(b: &[u8]) -> Result<Self, Malformed> {
+        let mut chunk = Self::default();
+        let end = fields(b, blank(b, 0), |name, at| match name {
+            b"choices" => chunk.read_choices(b, at),
+            b"usage" => {
+                let end = value(b, at, 1)?;
+                chunk.usage = Some(at..end);
+                Ok(end)
+            }
+            b"error" => {
+                let end = value(b, at, 1)?;
+                chunk.error = Some(at..end);
+                Ok(end)
+            }
+            _ => value(b, at, 1),
+        })?;
+        let end = blank(b, end);
+        if end != b.len() {
+            return Err(Malformed(end, "text after the object"));
+        }
+        Ok(chunk)
+    }
+
+    fn read_choices(&mut self, b: &[u8], at: usize) -> Result<usize, Malformed> {
+        self.choices = 0;
+        self.with_content = 0;
+        self.content = 0;
+        self.finish = None;
+        if let Some(end) = null(b, at) {
+            return Ok(end);
+        }
+        if b.get(at) != Some(&b'[') {
+            return Err(Malformed(at, "an array expected"));
+        }
+        let mut i = blank(b, at + 1);
+        if b.get(i) == Some(&b']') {
+            return Ok(i + 1);
+        }
+        loop {
+            i = blank(b, self.read_choice(b, i)?);
+            match b.get(i) {
+                Some(b',') => i = blank(b, i + 1),
+                Some(b']') => return Ok(i + 1),
+                _ => return Err(Malformed(i, "',' or ']' expected")),
+            }
+        }
+    }
+
+    fn read_choice(&mut self, b: &[u8], at: usize) -> Result<usize, Malformed> {
+        let mut delta = None;
+        let mut text = 0;
+        let mut finish = None;
+        let end = fields(b, at, |name, at| match name {
+            b"delta" => {
+                if let Some(end) = null(b, at) {
+                    delta = None;
+                    return Ok(end);
+                }
+                let (size, end) = delta_bytes(b, at)?;
+                delta = Some(size);
+                Ok(end)
+            }
+            b"finish_reason" => {
+                finish = None;
+                if let Some(end) = null(b, at) {
+                    return Ok(end);
+                }
+                if b.get(at) != Some(&b'"') {
+                    return Err(Malformed(at, "a string expected"));
+                }
+                let (end, escaped) = string(b, at + 1)?;
+                if end - at > 2 {
+                    finish = Some((at + 1..end - 1, escaped));
+                }
+                Ok(end)
+            }
+            b"text" => {
+                let end = value(b, at, 3)?;
+                text = set_bytes(&b[at..end]);
+                Ok(end)
+            }
+            _ => value(b, at, 3),
+        })?;
+        self.choices += 1;
+        let size = delta.unwrap_or(text);
+        self.with_content += u64::from(size > 0);
+        self.content += size;
+        if finish.is_some() {
+            self.finish = finish;
+        }
+        Ok(end)
+    }
+}
+
+/// How many bytes of content the delta at `at` carries, and where it ends.
+fn delta_bytes(b: &[u8], at: usize) -> Result<(usize, usize), Malformed> {
+    let mut sizes = [0; CONTENT.len()];
+    let end = fields(b, at, |name, at| {
+        let end = value(b, at, 4)?;
+        if let Some(k) = CONTENT.iter().position(|n| *n == name) {
+            sizes[k] = set_bytes(&b[at..end]);
+        }
+        Ok(end)
+    })?;
+    Ok((sizes.into_iter().find(|n| *n > 0).unwrap_or(0), end))
+}
+
+/// Whether a value is something: not null and not empty.
+#[inline]
+pub fn is_set(raw: &[u8]) -> bool {
+    !matches!(raw, b"null" | b"\"\"" | b"[]" | b"{}")
+}
+
+#[inline]
+fn set_bytes(raw: &[u8]) -> usize {
+    if is_set(raw) {
+        raw.len()
+    } else {
+        0
+    }
+}
+
+// ---- usage
+
+#[derive(Clone, Copy, PartialEq)]
+enum Said {
+    Nothing,
+    Nonsense,
+    Count,
+}
+
+/// Whether `usage_of` in `turnout/wire/answer.py` makes a Usage of this JSON; an error where it cannot be read.
+pub fn sensible(b: &[u8]) -> Result<bool, Malformed> {
+    let (mut prompt, mut completion, mut total) = (Said::Nothing, Said::Nothing, Said::Nothing);
+    fields(b, 0, |name, at| {
+        let (said, end) = match name {
+            b"prompt_tokens" | b"completion_tokens" | b"total_tokens" => count(b, at)?,
+            b"prompt_cache_hit_tokens" | b"cached_tokens" | b"num_cached_tokens" => return Ok(count(b, at)?.1),
+            b"prompt_tokens_details" => {
+                return details(b, at, &[b"cached_tokens", b"cache_write_tokens", b"audio_tokens"])
+            }
+            b"completion_tokens_details" => return details(b, at, &[b"reasoning_tokens"]),
+            _ => return value(b, at, 1),
+        };
+        match name {
+            b"prompt_tokens" => prompt = said,
+            b"completion_tokens" => completion = said,
+            _ => total = said,
+        }
+        Ok(end)
+    })?;
+    // Not said is not the same as nonsense: embeddings have no completion, and Voyage gives the total only.
+    let known = prompt == Said::Count || prompt == Said::Nothing && total == Said::Count;
+    Ok(completion != Said::Nonsense && known)
+}
+
+fn details(b: &[u8], at: usize, counts: &[&[u8]]) -> Result<usize, Malformed> {
+    match null(b, at) {
+        Some(end) => Ok(end),
+        None => fields(b, at, |name, at| {
+            if counts.contains(&name) {
+                Ok(count(b, at)?.1)
+            } else {
+                value(b, at, 2)
+            }
+        }),
+    }
+}
+
+fn count(b: &[u8], at: usize) -> Result<(Said, usize), Malformed> {
+    if let Some(end) = null(b, at) {
+        return Ok((Said::Nothing, end));
+    }
+    if !matches!(b.get(at), Some(b'-' | b'0'..=b'9')) {
+        return Err(Malformed(at, "a number expected"));
+    }
+    let end = number(b, at)?;
+    let text = std::str::from_utf8(&b[at..end]).unwrap_or("");
+    let n: f64 = text.parse().unwrap_or(f64::INFINITY);
+    let whole = !text.contains(['.', 'e', 'E']);
+    if whole && text.len() > MOST_DIGITS || !whole && n.is_infinite() {
+        return Err(Malformed(at, "number out of range"));
+    }
+    let said = if (0.0..=MOST_TOKENS).contains(&n) {
+        Said::Count
+    } else {
+        Said::Nonsense
+    };
+    Ok((said, end))
+}

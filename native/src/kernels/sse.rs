@@ -1,0 +1,325 @@
+//! What is read of a chat or completions stream while it passes. Twin of `turnout/twin/sse.py`: the same bytes in the
+//! same pieces give the same bytes and the same marks.
+//!
+//! `Scanner` is plain Rust. It hands on whole events only, and what it hands on it leaves where it lies: the answer to
+//! `feed` is a range of what was fed, unless an event began in an earlier piece or something between two events is left
+//! out. Nothing is allocated for an event that arrives whole.
+
+mod python;
+#[cfg(test)]
+mod tests;
+
+use std::mem;
+use std::ops::Range;
+
+pub use python::StreamScanner;
+
+use super::chunk::{is_set, sensible, Chunk};
+use super::json::{line_stop, unescape};
+use super::lines::{after_line, data_in, data_of, space};
+
+/// An event over this is no chat chunk: the stream is treated as broken.
+pub const MAX_EVENT_BYTES: usize = 1024 * 1024;
+/// `data:` lines that do not begin like a chunk and are left out, before the stream counts as broken.
+pub const MOST_NOISE: u32 = 3;
+const BOM: &[u8] = b"\xef\xbb\xbf";
+
+/// Why nothing more is handed on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Broken {
+    #[default]
+    No,
+    /// A `data:` line that begins like a chunk and is not one: it may have carried text.
+    Chunk,
+    /// More lines of noise than are left out in silence.
+    Noise,
+    /// An event over `MAX_EVENT_BYTES`.
+    TooLong,
+}
+
+impl Broken {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::No => "",
+            Self::Chunk => "chunk",
+            Self::Noise => "noise",
+            Self::TooLong => "too_long",
+        }
+    }
+}
+
+/// What was seen so far.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Marks {
+    /// Choices that carried content.
+    pub chunks: u64,
+    /// Bytes of that content, JSON spelling and all.
+    pub content_bytes: u64,
+    /// The last `finish_reason`.
+    pub finish: String,
+    /// The last `usage` that makes sense, as JSON.
+    pub usage: Option<Vec<u8>>,
+    /// `[DONE]` was seen.
+    pub done: bool,
+    /// An in-band error object as JSON, and the event it stood in. Nothing is handed on from there.
+    pub error: Option<Vec<u8>>,
+    pub error_event: Vec<u8>,
+    pub broken: Broken,
+}
+
+/// What may be handed on after `feed`.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Passed {
+    /// This part of what was fed; empty if nothing.
+    Range(Range<usize>),
+    /// These bytes: they begin with what was held back before, or something between them was left out.
+    Bytes(Vec<u8>),
+}
+
+impl Passed {
+    /// As bytes, `data` being what was fed.
+    pub fn of<'a>(&'a self, data: &'a [u8]) -> &'a [u8] {
+        match self {
+            Self::Range(range) => &data[range.clone()],
+            Self::Bytes(bytes) => bytes,
+        }
+    }
+}
+
+enum Verdict {
+    Pass,
+    Drop,
+    Break,
+}
+
+/// Follows one upstream stream. Memory is bounded by one event; nothing is searched twice for its end.
+#[derive(Debug)]
+pub struct Scanner {
+    pub marks: Marks,
+    /// How many lines of noise are left out before the stream counts as broken.
+    pub most_noise: u32,
+    strip_usage: bool,
+    noise: u32,
+    started: bool,
+    tail: Vec<u8>,
+    /// Where in `tail` the search for the event's end goes on.
+    searched: usize,
+}
+
+/// What one walk over a buffer found.
+struct Walk {
+    passed: Passed,
+    /// Where the first event that is not whole begins, and where its end is to be searched on.
+    rest: usize,
+    resume: usize,
+}
+
+impl Scanner {
+    /// `strip_usage`: the usage chunk was asked for by us, not by the client, and is taken out again.
+    pub fn new(strip_usage: bool) -> Self {
+        Self {
+            marks: Marks::default(),
+            most_noise: MOST_NOISE,
+            strip_usage,
+            noise: 0,
+            started: false,
+            tail: Vec::new(),
+            searched: 0,
+        }
+    }
+
+    /// Whether nothing more is handed on, whatever comes.
+    pub fn ended(&self) -> bool {
+        self.marks.broken != Broken::No || self.marks.error.is_some()
+    }
+
+    /// What may be handed on of `data`, and of what was held back before.
+    pub fn feed(&mut self, data: &[u8]) -> Passed {
+        if self.ended() {
+            return Passed::Range(0..0);
+        }
+        let mut from = 0;
+        if !self.started {
+            // A byte order mark in front is dropped: the grammar ignores it, but several SDKs fail on it.
+            if self.tail.len() + data.len() < BOM.len() {
+                self.tail.extend_from_slice(data);
+                if BOM.starts_with(&self.tail) {
+                    return Passed::Range(0..0);
+                }
+                self.started = true;
+                return self.feed_held();
+            }
+            self.started = true;
+            if self.tail.is_empty() {
+                from = if data.starts_with(BOM) { BOM.len() } else { 0 };
+            } else {
+                self.tail.extend_from_slice(data);
+                if self.tail.starts_with(BOM) {
+                    self.tail.drain(..BOM.len());
+                }
+                return self.feed_held();
+            }
+        }
+        if !self.tail.is_empty() {
+            self.tail.extend_from_slice(data);
+            return self.feed_held();
+        }
+        let walk = self.walk(data, from, from);
+        self.tail.extend_from_slice(&data[walk.rest..]);
+        self.searched = walk.resume - walk.rest;
+        walk.passed
+    }
+
+    fn feed_held(&mut self) -> Passed {
+        let mut held = mem::take(&mut self.tail);
+        let walk = self.walk(&held, 0, self.searched);
+        self.searched = walk.resume - walk.rest;
+        match walk.passed {
+            Passed::Range(range) if range == (0..walk.rest) && !range.is_empty() => {
+                self.tail = held.split_off(walk.rest);
+                Passed::Bytes(held)
+            }
+            Passed::Range(range) => {
+                let out = if range.is_empty() {
+                    Passed::Range(0..0)
+                } else {
+                    Passed::Bytes(held[range].to_vec())
+                };
+                held.drain(..walk.rest);
+                self.tail = held;
+                out
+            }
+            out => {
+                held.drain(..walk.rest);
+                self.tail = held;
+                out
+            }
+        }
+    }
+
+    /// The stream ended: what may be handed on of the tail. A last event without its empty line still counts.
+    pub fn close(&mut self) -> Vec<u8> {
+        let mut event = mem::take(&mut self.tail);
+        self.searched = 0;
+        if self.ended() || event.iter().all(|c| space(*c)) {
+            return Vec::new();
+        }
+        let text = event
+            .iter()
+            .rposition(|c| !matches!(c, b'\r' | b'\n'))
+            .map_or(0, |i| i + 1);
+        event.truncate(text);
+        event.extend_from_slice(b"\n\n");
+        let data = data_of(&event);
+        match self.read(&event, data.as_deref()) {
+            Verdict::Pass => event,
+            _ => Vec::new(),
+        }
+    }
+
+    /// Read the whole events of `b` from `from`; the end of the first one is searched from `search`.
+    fn walk(&mut self, b: &[u8], from: usize, search: usize) -> Walk {
+        let mut at = from;
+        let mut i = search;
+        let mut kept = from..from;
+        let mut gaps: Option<Vec<u8>> = None;
+        let resume = loop {
+            let stop = line_stop(b, i);
+            let next = after_line(b, stop);
+            match b.get(next) {
+                None => break stop.min(b.len()),
+                Some(b'\n' | b'\r') => {}
+                Some(_) => {
+                    i = next;
+                    continue;
+                }
+            }
+            let end = after_line(b, next);
+            if end - at > MAX_EVENT_BYTES {
+                self.marks.broken = Broken::TooLong;
+                break b.len();
+            }
+            let event = &b[at..end];
+            let verdict = if i == at {
+                self.read(event, data_in(&b[at..stop]))
+            } else {
+                self.read(event, data_of(event).as_deref())
+            };
+            match verdict {
+                Verdict::Break => break b.len(),
+                Verdict::Drop => {}
+                Verdict::Pass => match &mut gaps {
+                    Some(out) => out.extend_from_slice(event),
+                    None if kept.is_empty() => kept = at..end,
+                    None if kept.end == at => kept.end = end,
+                    None => gaps = Some([&b[kept.clone()], event].concat()),
+                },
+            }
+            at = end;
+            i = end;
+        };
+        if b.len() - at > MAX_EVENT_BYTES && !self.ended() {
+            self.marks.broken = Broken::TooLong;
+        }
+        let (rest, resume) = if self.ended() { (b.len(), b.len()) } else { (at, resume) };
+        if kept.is_empty() {
+            kept = 0..0;
+        }
+        Walk {
+            passed: gaps.map_or(Passed::Range(kept), Passed::Bytes),
+            rest,
+            resume,
+        }
+    }
+
+    fn read(&mut self, event: &[u8], data: Option<&[u8]>) -> Verdict {
+        let Some(data) = data else { return Verdict::Pass };
+        let marks = &mut self.marks;
+        if data == b"[DONE]" {
+            marks.done = true;
+            return Verdict::Pass;
+        }
+        // What is not UTF-8 may not go on: SDKs die of it.
+        let chunk = match simdutf8::basic::from_utf8(data) {
+            Ok(_) => Chunk::read(data).ok(),
+            Err(_) => None,
+        };
+        let Some(chunk) = chunk else {
+            if data.iter().find(|c| !space(**c)) == Some(&b'{') {
+                marks.broken = Broken::Chunk;
+                return Verdict::Break;
+            }
+            self.noise += 1;
+            if self.noise > self.most_noise {
+                marks.broken = Broken::Noise;
+                return Verdict::Break;
+            }
+            return Verdict::Drop;
+        };
+        marks.chunks += chunk.with_content;
+        marks.content_bytes += chunk.content as u64;
+        if let Some((text, escaped)) = chunk.finish {
+            if escaped {
+                marks.finish = unescape(&data[text]);
+            } else if marks.finish.as_bytes() != &data[text.clone()] {
+                marks.finish = String::from_utf8_lossy(&data[text]).into_owned();
+            }
+        }
+        if let Some(usage) = chunk.usage.map(|span| &data[span]).filter(|raw| is_set(raw)) {
+            if sensible(usage).unwrap_or(false) {
+                let kept = marks.usage.get_or_insert_with(Vec::new);
+                kept.clear();
+                kept.extend_from_slice(usage);
+            }
+            if self.strip_usage && chunk.choices == 0 {
+                return Verdict::Drop;
+            }
+        }
+        if let Some(error) = chunk.error.map(|span| &data[span]).filter(|raw| is_set(raw)) {
+            marks.error = Some(error.to_vec());
+            marks.error_event = event.to_vec();
+            return Verdict::Break;
+        }
+        Verdict::Pass
+    }
+}
