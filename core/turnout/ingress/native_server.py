@@ -4,6 +4,7 @@ The engine has all its sockets in one epoll set; the loop watches that single de
 """
 
 import asyncio
+import os
 from typing import Any
 
 from .. import native
@@ -15,7 +16,7 @@ STOP_S = 2.0  # after the app has ended, for last bytes that are on their way
 
 
 class NativeServer:
-    """Serves `app` on an inherited listening socket until `stop()`."""
+    """Serves `app` on an inherited listening socket, which it takes over, until `stop()`."""
 
     def __init__(self, app: Any, fd: int, listen: Listen) -> None:
         self._app = app
@@ -27,6 +28,7 @@ class NativeServer:
             idle_timeout_ms=IDLE_MS,
             max_body_bytes=listen.max_body_bytes,
         )
+        os.close(fd)  # the engine has a handle of its own: when it closes that, nobody of this process listens any more
         self._stopping = asyncio.Event()
         self._lifespan = Lifespan(app)
         self._timer: asyncio.TimerHandle | None = None

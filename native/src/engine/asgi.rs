@@ -106,7 +106,11 @@ impl Exchange {
             return Ok(Bound::new(py, Ready(Some(event(py, got)?.into_any().unbind())))?.into_any());
         }
         let future = self.hooks.create_future.bind(py).call0()?;
-        self.req.lock().receivers.push(future.clone().unbind());
+        {
+            let mut state = self.req.lock();
+            state.watched = true;
+            state.receivers.push(future.clone().unbind());
+        }
         self.wake(py)?;
         Ok(future)
     }

@@ -5,7 +5,7 @@ use std::io;
 use std::net::TcpListener;
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -27,22 +27,21 @@ fn os_error(e: io::Error) -> PyErr {
     PyOSError::new_err(e.to_string())
 }
 
-/// An HTTP/1.1 server for one ASGI app on an inherited listening socket.
+thread_local! {
+    /// The engines of this thread. Python's object only names one: whichever thread collects it, nothing of the engine
+    /// is touched there.
+    static ENGINES: RefCell<Vec<Rc<Core>>> = const { RefCell::new(Vec::new()) };
+}
+
+static NAMES: AtomicU64 = AtomicU64::new(1);
+
+/// An HTTP/1.1 server for one ASGI app on a listening socket (of which it makes a handle of its own).
 ///
 /// The loop calls `turn` when `fileno()` is readable, `run` when the engine asked for it with `call_soon`, and `tick`
-/// about four times a second. To be used on the loop's thread only.
-#[pyclass(unsendable)]
+/// about four times a second. Only the thread that made it may use it; it lasts until `close`.
+#[pyclass(frozen)]
 pub struct Engine {
-    poller: Rc<Poller>,
-    exec: Exec,
-    outbox: Outbox,
-    listener: RefCell<Option<TcpListener>>,
-    listening: Cell<bool>,
-    paused_until_ms: Cell<u64>,
-    most_connections: usize,
-    limits: Limits,
-    hooks: RefCell<Option<Arc<Hooks>>>,
-    began: Instant,
+    name: u64,
 }
 
 #[pymethods]
@@ -60,7 +59,9 @@ impl Engine {
         let poller = Poller::new().map_err(os_error)?;
         let listener = sys::listener(fd).map_err(os_error)?;
         poller.add_listener(listener.as_raw_fd(), LISTENER).map_err(os_error)?;
-        Ok(Self {
+        let name = NAMES.fetch_add(1, Ordering::Relaxed);
+        let core = Core {
+            name,
             poller: Rc::new(poller),
             exec: Exec::default(),
             outbox: Outbox::default(),
@@ -76,12 +77,20 @@ impl Engine {
             },
             hooks: RefCell::new(None),
             began: Instant::now(),
-        })
+        };
+        ENGINES.with_borrow_mut(|all| all.push(Rc::new(core)));
+        Ok(Self { name })
     }
 
     /// Serve `app` on `loop`; `state` is what the app's lifespan left for its requests.
-    fn start(slf: &Bound<'_, Self>, app: Py<PyAny>, r#loop: &Bound<'_, PyAny>, state: &Bound<'_, PyDict>) -> PyResult<()> {
+    fn start(
+        slf: &Bound<'_, Self>,
+        app: Py<PyAny>,
+        r#loop: &Bound<'_, PyAny>,
+        state: &Bound<'_, PyDict>,
+    ) -> PyResult<()> {
         let py = slf.py();
+        let core = slf.get().core()?;
         let scope = PyDict::new(py);
         let asgi = PyDict::new(py);
         asgi.set_item("version", "3.0")?;
@@ -93,7 +102,7 @@ impl Engine {
         scope.set_item("root_path", "")?;
         scope.set_item("extensions", PyDict::new(py))?;
         scope.set_item("state", state)?;
-        let local = slf.borrow().listener.borrow().as_ref().and_then(|l| l.local_addr().ok());
+        let local = core.listener.borrow().as_ref().and_then(|l| l.local_addr().ok());
         scope.set_item("server", local.map(|a| (a.ip().to_string(), a.port())))?;
         let hooks = Hooks {
             app,
@@ -107,104 +116,100 @@ impl Engine {
             thread: std::thread::current().id(),
             scheduled: AtomicBool::new(false),
         };
-        slf.borrow().hooks.replace(Some(Arc::new(hooks)));
+        let before = core.hooks.replace(Some(Arc::new(hooks)));
+        drop(before);
         Ok(())
     }
 
-    fn fileno(&self) -> i32 {
-        self.poller.fd()
+    fn fileno(&self) -> PyResult<i32> {
+        Ok(self.core()?.poller.fd())
     }
 
     /// Connections there are now, idle ones too.
     #[getter]
-    fn connections(&self) -> usize {
-        self.exec.live()
+    fn connections(&self) -> PyResult<usize> {
+        Ok(self.core()?.exec.live())
     }
 
     /// Take what is ready and do it.
     fn turn(&self, py: Python<'_>) -> PyResult<()> {
-        let Some(hooks) = self.hooks.borrow().clone() else { return Ok(()) };
-        hooks.scheduled.store(true, Ordering::Release);
-        let mut knocking = false;
-        let taken = self.poller.take(|key, ready| {
-            if key == LISTENER {
-                knocking = true;
-            } else {
-                self.exec.event(key, ready);
-            }
-        });
-        if let Err(e) = taken {
-            os_error(e).write_unraisable(py, None);
-        }
-        if knocking {
-            self.accept();
-        }
-        self.work(py, &hooks)
+        self.core()?.turn(py, true)
     }
 
     /// Go on with what was marked since.
     fn run(&self, py: Python<'_>) -> PyResult<()> {
-        let Some(hooks) = self.hooks.borrow().clone() else { return Ok(()) };
-        self.work(py, &hooks)
+        // It may have been closed since it asked to be called.
+        self.core().map_or(Ok(()), |core| core.turn(py, false))
     }
 
     /// Look at the clock.
     fn tick(&self, py: Python<'_>) -> PyResult<()> {
-        let hooks = self.hooks()?;
-        let now_ms = self.now_ms();
-        self.exec.tick(now_ms);
-        if now_ms >= self.paused_until_ms.get() {
-            self.listen();
-        }
-        hooks.scheduled.store(true, Ordering::Release);
-        self.work(py, &hooks)
+        let core = self.core()?;
+        core.exec.tick(core.now_ms());
+        core.turn(py, false)
     }
 
     /// Accept nobody any more, close idle connections, and the others after their answer.
     fn drain(&self, py: Python<'_>) -> PyResult<()> {
-        let hooks = self.hooks()?;
-        if let Some(listener) = self.listener.take() {
-            self.poller.remove(listener.as_raw_fd());
-        }
-        self.listening.set(false);
-        self.exec.drain();
-        hooks.scheduled.store(true, Ordering::Release);
-        self.work(py, &hooks)
+        let core = self.core()?;
+        core.unlisten();
+        core.exec.drain();
+        core.turn(py, false)
     }
 
     /// End everything at once. Idempotent.
     fn close(&self, py: Python<'_>) {
-        if let Some(listener) = self.listener.take() {
-            self.poller.remove(listener.as_raw_fd());
-        }
-        self.listening.set(false);
-        self.exec.clear();
-        let hooks = self.hooks.borrow().clone();
-        if let Some(hooks) = hooks {
-            self.deliver(py, &hooks);
-        }
+        let Ok(core) = self.core() else { return };
+        ENGINES.with_borrow_mut(|all| all.retain(|one| one.name != self.name));
+        core.unlisten();
+        core.exec.clear();
+        core.deliver(py);
         // The hooks hold `run`, and with it the engine: without this they would keep each other.
-        let hooks = self.hooks.take();
+        let hooks = core.hooks.take();
         drop(hooks);
     }
 }
 
 impl Engine {
-    fn hooks(&self) -> PyResult<Arc<Hooks>> {
-        let hooks = self.hooks.borrow().clone();
-        hooks.ok_or_else(|| PyRuntimeError::new_err("the engine was not started, or is closed"))
+    fn core(&self) -> PyResult<Rc<Core>> {
+        ENGINES
+            .with_borrow(|all| all.iter().find(|one| one.name == self.name).cloned())
+            .ok_or_else(|| PyRuntimeError::new_err("the engine is closed, or of another thread"))
     }
+}
 
+struct Core {
+    name: u64,
+    poller: Rc<Poller>,
+    exec: Exec,
+    outbox: Outbox,
+    listener: RefCell<Option<TcpListener>>,
+    listening: Cell<bool>,
+    paused_until_ms: Cell<u64>,
+    most_connections: usize,
+    limits: Limits,
+    hooks: RefCell<Option<Arc<Hooks>>>,
+    began: Instant,
+}
+
+impl Core {
     fn now_ms(&self) -> u64 {
         self.began.elapsed().as_millis() as u64
     }
 
     /// Poll tasks and tell Python what came out, until nothing is marked or the turn is over.
-    fn work(&self, py: Python<'_>, hooks: &Arc<Hooks>) -> PyResult<()> {
+    fn turn(&self, py: Python<'_>, look: bool) -> PyResult<()> {
+        let Some(hooks) = self.hooks.borrow().clone() else { return Ok(()) };
+        hooks.scheduled.store(true, Ordering::Release); // what is marked in here needs no call: it is looked at below
+        if look {
+            if let Err(e) = self.look() {
+                os_error(e).write_unraisable(py, None);
+            }
+        }
         self.exec.begin();
         for _ in 0..2 {
             self.exec.run();
-            if !self.deliver(py, hooks) {
+            if !self.deliver(py) {
                 break;
             }
         }
@@ -218,18 +223,42 @@ impl Engine {
         Ok(())
     }
 
+    /// Take what epoll has.
+    fn look(&self) -> io::Result<()> {
+        let mut knocking = false;
+        self.poller.take(|key, ready| {
+            if key == LISTENER {
+                knocking = true;
+            } else {
+                self.exec.event(key, ready);
+            }
+        })?;
+        if knocking {
+            self.accept();
+        }
+        Ok(())
+    }
+
     /// Hand out what the tasks have left for Python. Nothing is borrowed while it runs. Whether there was something.
-    fn deliver(&self, py: Python<'_>, hooks: &Arc<Hooks>) -> bool {
+    fn deliver(&self, py: Python<'_>) -> bool {
+        let Some(hooks) = self.hooks.borrow().clone() else { return false };
         let events = self.outbox.take();
         let any = !events.is_empty();
         for event in events {
             match event {
-                Event::Begin(req, parts, peer) => asgi::begin(py, hooks, req, &parts, peer),
+                Event::Begin(req, parts, peer) => asgi::begin(py, &hooks, req, &parts, peer),
                 Event::Receive(req) => asgi::deliver(py, &req),
                 Event::Room(req) => asgi::release(py, &req),
             }
         }
         any
+    }
+
+    fn unlisten(&self) {
+        self.listening.set(false);
+        if let Some(listener) = self.listener.take() {
+            self.poller.remove(listener.as_raw_fd());
+        }
     }
 
     fn accept(&self) {

@@ -14,4 +14,6 @@ pub mod framing;
 pub mod io;
 pub mod request;
 pub mod server;
+#[cfg(test)]
+mod scripted;
 pub mod sys;

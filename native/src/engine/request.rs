@@ -64,6 +64,8 @@ pub struct State {
     pub gone: bool,
     /// The answer is with hyper as a whole, or the connection is over.
     pub over: bool,
+    /// Somebody waits in `receive`; the futures, where it is Python.
+    pub watched: bool,
     pub receivers: Vec<Py<PyAny>>,
     pub senders: Vec<Py<PyAny>>,
     /// The task that serves it: the loop itself holds it weakly only.
@@ -97,6 +99,7 @@ impl Req {
                 cut: false,
                 gone: false,
                 over: false,
+                watched: false,
                 receivers: Vec::new(),
                 senders: Vec::new(),
                 task: None,
@@ -151,6 +154,7 @@ impl State {
             return None;
         }
         self.wanted = false;
+        self.watched = false;
         if self.told || self.end == BodyEnd::Broken || (self.end == BodyEnd::Open && self.size < self.most) {
             self.chunks.clear();
             return Some(Got::Disconnect);

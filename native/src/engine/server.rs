@@ -197,7 +197,7 @@ impl ServerConn {
                 return self.cut_off();
             }
             let mut outbox = self.shared.outbox.borrow_mut();
-            if !state.receivers.is_empty() && state.receivable() {
+            if state.watched && state.receivable() {
                 outbox.push(Event::Receive(Arc::clone(&req)));
             }
             if !state.senders.is_empty() && (state.out_size <= LOW || state.over) {
@@ -234,7 +234,7 @@ impl ServerConn {
         let served = self.shared.served.get();
         if let Some(req) = self.shared.current.borrow().as_ref() {
             let state = req.lock();
-            if state.end == BodyEnd::Open && !state.receivers.is_empty() {
+            if state.end == BodyEnd::Open && state.watched {
                 return (Phase::Body, gate.received);
             }
             return (Phase::Busy, served);
