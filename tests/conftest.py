@@ -12,8 +12,10 @@ sys.path.insert(0, str(HERE))
 
 from support.gateway import Gateway  # noqa: E402
 
+from turnout import native  # noqa: E402
+
 # Every flow, fault and surface test runs on each of these.
-ENGINES = ("granian",)
+ENGINES = ("granian",) if native.Engine is None else ("granian", "native")
 SHARED = HERE.parent.parent / "shared"
 
 

@@ -20,3 +20,6 @@ if _built is not None:
 else:
     from .twin.scan import FieldScanner  # noqa: F401
     from .twin.sse import StreamScanner  # noqa: F401
+
+# The server engine: a type where the extension is built, else None. It has no twin; granian serves instead.
+Engine: Any = getattr(_built, "Engine", None)

@@ -16,6 +16,7 @@ import uvloop
 
 from .app import App
 from .config.load import from_wire
+from .config.model import Listen
 from .ingress import control
 from .telemetry import metrics
 from .telemetry.ring import Ring
@@ -41,9 +42,7 @@ class Worker:
             ring=self._ring,
             simulators=first["simulators"],
         )
-        from .ingress.granian_server import GranianServer
-
-        self._server = GranianServer(app, self._listen_fd, config.listen)
+        self._server = make_server(first["engine"], app, self._listen_fd, config.listen)
         serving = asyncio.create_task(self._server.serve())
         reader, self._writer = await asyncio.open_connection(sock=self._sock)
         # Everything made so far lives as long as the process: the collector need not look at it again. The threshold is
@@ -80,6 +79,17 @@ class Worker:
             elif kind == "drain":
                 self._app.drain(value)
                 self._done.set()
+
+
+def make_server(engine: str, app: App, fd: int, listen: Listen) -> Any:
+    """The HTTP server of this name: `await serve()` until `stop()`."""
+    if engine == "native":
+        from .ingress.native_server import NativeServer
+
+        return NativeServer(app, fd, listen)
+    from .ingress.granian_server import GranianServer
+
+    return GranianServer(app, fd, listen)
 
 
 def main() -> None:

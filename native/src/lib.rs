@@ -1,5 +1,6 @@
 //! The native half of Turnout. This file is only the list of what there is.
 
+pub mod engine;
 pub mod kernels;
 
 use pyo3::prelude::*;
@@ -7,6 +8,7 @@ use pyo3::prelude::*;
 #[pymodule]
 fn _native(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_class::<kernels::scan::FieldScanner>()?;
+    m.add_class::<engine::engine::Engine>()?;
     m.add_class::<kernels::sse::StreamScanner>()?;
     Ok(())
 }

@@ -239,6 +239,7 @@ class Supervisor:
             "data": loaded.data,
             "secrets": loaded.secrets,
             "dev": self._dev,
+            "engine": self._engine,
             "simulators": self.simulators,
         }
 

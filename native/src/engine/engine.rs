@@ -1,0 +1,314 @@
+//! The engine as Python holds it: one epoll set, one listener, the task list, and the three calls that drive them.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::net::TcpListener;
+use std::os::fd::AsRawFd;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::Arc;
+use std::time::Instant;
+
+use pyo3::exceptions::{PyOSError, PyRuntimeError};
+use pyo3::prelude::*;
+use pyo3::types::{PyDict};
+
+use super::asgi::{self, Hooks, Nothing};
+use super::exec::Exec;
+use super::server::{Event, Limits, Outbox, ServerConn};
+use super::sys::{self, Poller, Socket};
+
+const LISTENER: u64 = u64::MAX;
+const MOST_ACCEPTS: u32 = 32;
+/// How long no connection is accepted after the system refused one (no file descriptors, no memory).
+const PAUSE_MS: u64 = 100;
+
+fn os_error(e: io::Error) -> PyErr {
+    PyOSError::new_err(e.to_string())
+}
+
+thread_local! {
+    /// The engines of this thread. Python's object only names one: whichever thread collects it, nothing of the engine
+    /// is touched there.
+    static ENGINES: RefCell<Vec<Rc<Core>>> = const { RefCell::new(Vec::new()) };
+}
+
+static NAMES: AtomicU64 = AtomicU64::new(1);
+
+/// An HTTP/1.1 server for one ASGI app on a listening socket (of which it makes a handle of its own).
+///
+/// The loop calls `turn` when `fileno()` is readable, `run` when the engine asked for it with `call_soon`, and `tick`
+/// about four times a second. Only the thread that made it may use it; it lasts until `close`.
+#[pyclass(frozen)]
+pub struct Engine {
+    name: u64,
+}
+
+#[pymethods]
+impl Engine {
+    #[new]
+    #[pyo3(signature = (fd, *, max_connections, header_timeout_ms, body_timeout_ms, idle_timeout_ms, max_body_bytes))]
+    fn new(
+        fd: i32,
+        max_connections: usize,
+        header_timeout_ms: u64,
+        body_timeout_ms: u64,
+        idle_timeout_ms: u64,
+        max_body_bytes: usize,
+    ) -> PyResult<Self> {
+        let poller = Poller::new().map_err(os_error)?;
+        let listener = sys::listener(fd).map_err(os_error)?;
+        poller.add_listener(listener.as_raw_fd(), LISTENER).map_err(os_error)?;
+        let name = NAMES.fetch_add(1, Ordering::Relaxed);
+        let core = Core {
+            name,
+            poller: Rc::new(poller),
+            exec: Exec::default(),
+            outbox: Outbox::default(),
+            listener: RefCell::new(Some(listener)),
+            listening: Cell::new(true),
+            paused_until_ms: Cell::new(0),
+            most_connections: max_connections,
+            limits: Limits {
+                header_ms: header_timeout_ms,
+                body_ms: body_timeout_ms,
+                idle_ms: idle_timeout_ms,
+                most_body: max_body_bytes.saturating_add(1),
+            },
+            hooks: RefCell::new(None),
+            began: Instant::now(),
+        };
+        ENGINES.with_borrow_mut(|all| all.push(Rc::new(core)));
+        Ok(Self { name })
+    }
+
+    /// Serve `app` on `loop`; `state` is what the app's lifespan left for its requests.
+    fn start(
+        slf: &Bound<'_, Self>,
+        app: Py<PyAny>,
+        r#loop: &Bound<'_, PyAny>,
+        state: &Bound<'_, PyDict>,
+    ) -> PyResult<()> {
+        let py = slf.py();
+        let core = slf.get().core()?;
+        let scope = PyDict::new(py);
+        let asgi = PyDict::new(py);
+        asgi.set_item("version", "3.0")?;
+        asgi.set_item("spec_version", "2.3")?;
+        scope.set_item("type", "http")?;
+        scope.set_item("asgi", asgi)?;
+        scope.set_item("http_version", "1.1")?;
+        scope.set_item("scheme", "http")?;
+        scope.set_item("root_path", "")?;
+        scope.set_item("extensions", PyDict::new(py))?;
+        scope.set_item("state", state)?;
+        let local = core.listener.borrow().as_ref().and_then(|l| l.local_addr().ok());
+        scope.set_item("server", local.map(|a| (a.ip().to_string(), a.port())))?;
+        let hooks = Hooks {
+            app,
+            create_future: r#loop.getattr("create_future")?.unbind(),
+            create_task: r#loop.getattr("create_task")?.unbind(),
+            call_soon: r#loop.getattr("call_soon")?.unbind(),
+            report: r#loop.getattr("call_exception_handler")?.unbind(),
+            run: slf.getattr("run")?.unbind(),
+            scope: scope.unbind(),
+            nothing: Py::new(py, Nothing)?,
+            thread: std::thread::current().id(),
+            scheduled: AtomicBool::new(false),
+        };
+        let before = core.hooks.replace(Some(Arc::new(hooks)));
+        drop(before);
+        Ok(())
+    }
+
+    fn fileno(&self) -> PyResult<i32> {
+        Ok(self.core()?.poller.fd())
+    }
+
+    /// Connections there are now, idle ones too.
+    #[getter]
+    fn connections(&self) -> PyResult<usize> {
+        Ok(self.core()?.exec.live())
+    }
+
+    /// Take what is ready and do it.
+    fn turn(&self, py: Python<'_>) -> PyResult<()> {
+        self.core()?.turn(py, true)
+    }
+
+    /// Go on with what was marked since.
+    fn run(&self, py: Python<'_>) -> PyResult<()> {
+        // It may have been closed since it asked to be called.
+        self.core().map_or(Ok(()), |core| core.turn(py, false))
+    }
+
+    /// Look at the clock.
+    fn tick(&self, py: Python<'_>) -> PyResult<()> {
+        let core = self.core()?;
+        core.exec.tick(core.now_ms());
+        core.turn(py, false)
+    }
+
+    /// Accept nobody any more, close idle connections, and the others after their answer.
+    fn drain(&self, py: Python<'_>) -> PyResult<()> {
+        let core = self.core()?;
+        core.unlisten();
+        core.exec.drain();
+        core.turn(py, false)
+    }
+
+    /// End everything at once. Idempotent.
+    fn close(&self, py: Python<'_>) {
+        let Ok(core) = self.core() else { return };
+        ENGINES.with_borrow_mut(|all| all.retain(|one| one.name != self.name));
+        core.unlisten();
+        core.exec.clear();
+        core.deliver(py);
+        // The hooks hold `run`, and with it the engine: without this they would keep each other.
+        let hooks = core.hooks.take();
+        drop(hooks);
+    }
+}
+
+impl Engine {
+    fn core(&self) -> PyResult<Rc<Core>> {
+        ENGINES
+            .with_borrow(|all| all.iter().find(|one| one.name == self.name).cloned())
+            .ok_or_else(|| PyRuntimeError::new_err("the engine is closed, or of another thread"))
+    }
+}
+
+struct Core {
+    name: u64,
+    poller: Rc<Poller>,
+    exec: Exec,
+    outbox: Outbox,
+    listener: RefCell<Option<TcpListener>>,
+    listening: Cell<bool>,
+    paused_until_ms: Cell<u64>,
+    most_connections: usize,
+    limits: Limits,
+    hooks: RefCell<Option<Arc<Hooks>>>,
+    began: Instant,
+}
+
+impl Core {
+    fn now_ms(&self) -> u64 {
+        self.began.elapsed().as_millis() as u64
+    }
+
+    /// Poll tasks and tell Python what came out, until nothing is marked or the turn is over.
+    fn turn(&self, py: Python<'_>, look: bool) -> PyResult<()> {
+        let Some(hooks) = self.hooks.borrow().clone() else { return Ok(()) };
+        hooks.scheduled.store(true, Ordering::Release); // what is marked in here needs no call: it is looked at below
+        if look {
+            if let Err(e) = self.look() {
+                os_error(e).write_unraisable(py, None);
+            }
+        }
+        self.exec.begin();
+        for _ in 0..2 {
+            self.exec.run();
+            if !self.deliver(py) {
+                break;
+            }
+        }
+        if !self.listening.get() && self.now_ms() >= self.paused_until_ms.get() {
+            self.listen();
+        }
+        hooks.scheduled.store(false, Ordering::Release);
+        if self.exec.pending() {
+            hooks.schedule(py)?;
+        }
+        Ok(())
+    }
+
+    /// Take what epoll has.
+    fn look(&self) -> io::Result<()> {
+        let mut knocking = false;
+        self.poller.take(|key, ready| {
+            if key == LISTENER {
+                knocking = true;
+            } else {
+                self.exec.event(key, ready);
+            }
+        })?;
+        if knocking {
+            self.accept();
+        }
+        Ok(())
+    }
+
+    /// Hand out what the tasks have left for Python. Nothing is borrowed while it runs. Whether there was something.
+    fn deliver(&self, py: Python<'_>) -> bool {
+        let Some(hooks) = self.hooks.borrow().clone() else { return false };
+        let events = self.outbox.take();
+        let any = !events.is_empty();
+        for event in events {
+            match event {
+                Event::Begin(req, parts, peer) => asgi::begin(py, &hooks, req, &parts, peer),
+                Event::Receive(req) => asgi::deliver(py, &req),
+                Event::Room(req) => asgi::release(py, &req),
+            }
+        }
+        any
+    }
+
+    fn unlisten(&self) {
+        self.listening.set(false);
+        if let Some(listener) = self.listener.take() {
+            self.poller.remove(listener.as_raw_fd());
+        }
+    }
+
+    fn accept(&self) {
+        let listener = self.listener.borrow();
+        let Some(listener) = listener.as_ref() else { return };
+        for _ in 0..MOST_ACCEPTS {
+            if self.exec.live() >= self.most_connections {
+                self.deafen(listener, 0);
+                return;
+            }
+            let (stream, peer) = match listener.accept() {
+                Ok(accepted) => accepted,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
+                Err(e) => match e.raw_os_error() {
+                    Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => {
+                        self.deafen(listener, PAUSE_MS);
+                        return;
+                    }
+                    _ => continue, // the client gave up in the meantime, or something of that kind
+                },
+            };
+            let Ok(socket) = Socket::new(stream) else { continue };
+            let fd = socket.fd();
+            let (key, waker) = self.exec.reserve();
+            if self.poller.add(fd, key).is_err() {
+                self.exec.remove(key);
+                continue;
+            }
+            let poller = Rc::clone(&self.poller);
+            let leave = Box::new(move || poller.remove(fd));
+            let conn =
+                ServerConn::new(Box::new(socket), peer, waker.clone(), Rc::clone(&self.outbox), self.limits, leave);
+            self.exec.insert(key, Rc::new(conn));
+            waker.wake();
+        }
+    }
+
+    /// Do not listen until there is room, and for some time at least.
+    fn deafen(&self, listener: &TcpListener, ms: u64) {
+        self.poller.remove(listener.as_raw_fd());
+        self.listening.set(false);
+        self.paused_until_ms.set(self.now_ms() + ms);
+    }
+
+    fn listen(&self) {
+        if self.listening.get() || self.exec.live() >= self.most_connections {
+            return;
+        }
+        if let Some(listener) = self.listener.borrow().as_ref() {
+            self.listening.set(self.poller.add_listener(listener.as_raw_fd(), LISTENER).is_ok());
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! Bytes between a socket and hyper: readiness is remembered, work per turn is bounded, framing is checked on the way.
+
+use std::cell::RefCell;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use hyper::rt::{Read, ReadBufCursor, Write};
+
+use super::framing::Guard;
+use super::sys::{Readiness, Wire};
+
+/// Per connection and turn; then the others have theirs.
+const MOST_READS: u32 = 16;
+const MOST_BYTES: usize = 64 * 1024;
+/// Writes up to here are put together into one buffer: cheaper than a vector of small pieces (head, chunk size, chunk).
+const GATHER: usize = 16 * 1024;
+
+/// One socket's state, shared by hyper's side (`Io`) and the connection's.
+pub struct Gate {
+    wire: Box<dyn Wire>,
+    pub guard: Guard,
+    readable: bool,
+    writable: bool,
+    /// The peer's FIN has come in, perhaps behind unread bytes.
+    pub ended: bool,
+    /// Reset, or over in both directions.
+    pub broken: bool,
+    turn: u64,
+    reads: u32,
+    bytes: usize,
+    /// It wanted to read on but had had its share.
+    pub starved: bool,
+    /// All that was written has gone to the socket.
+    pub flushed: bool,
+    /// Bytes read in all.
+    pub received: u64,
+}
+
+impl Gate {
+    pub fn new(wire: Box<dyn Wire>) -> Self {
+        Self {
+            wire,
+            guard: Guard::default(),
+            // Taken as ready until the socket says otherwise: the first edge may be older than our place in the set.
+            readable: true,
+            writable: true,
+            ended: false,
+            broken: false,
+            turn: 0,
+            reads: 0,
+            bytes: 0,
+            starved: false,
+            flushed: true,
+            received: 0,
+        }
+    }
+
+    pub fn event(&mut self, ready: Readiness) {
+        self.readable |= ready.readable;
+        self.writable |= ready.writable;
+        self.ended |= ready.ended;
+        self.broken |= ready.broken;
+    }
+
+    pub fn begin(&mut self, turn: u64) {
+        if self.turn != turn {
+            self.turn = turn;
+            self.reads = 0;
+            self.bytes = 0;
+        }
+        self.starved = false;
+    }
+
+    fn recv(&mut self, buf: &mut [MaybeUninit<u8>]) -> Poll<io::Result<usize>> {
+        if !self.readable {
+            return Poll::Pending;
+        }
+        if self.reads >= MOST_READS || self.bytes >= MOST_BYTES {
+            self.starved = true;
+            return Poll::Pending;
+        }
+        loop {
+            match self.wire.recv(buf) {
+                Ok(n) => {
+                    self.reads += 1;
+                    self.bytes += n;
+                    self.received += n as u64;
+                    // Less than asked for: nothing is left (epoll(7)), except a FIN that came together with the bytes.
+                    if n > 0 && n < buf.len() && !self.ended {
+                        self.readable = false;
+                    }
+                    return Poll::Ready(Ok(n));
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    self.readable = false;
+                    return Poll::Pending;
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Poll::Ready(Err(e)),
+            }
+        }
+    }
+
+    fn send(&mut self, bufs: &[IoSlice<'_>], total: usize) -> Poll<io::Result<usize>> {
+        self.flushed = false;
+        if !self.writable {
+            return Poll::Pending;
+        }
+        loop {
+            match self.wire.send(bufs) {
+                Ok(n) => {
+                    if n < total {
+                        self.writable = false; // the kernel notes that we met a full buffer and tells when there is room
+                    }
+                    return Poll::Ready(Ok(n));
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    self.writable = false;
+                    return Poll::Pending;
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Poll::Ready(Err(e)),
+            }
+        }
+    }
+
+    /// Read and forget, so that a close does not become a reset that destroys our last words. True: the end is reached.
+    pub fn discard(&mut self) -> bool {
+        let mut buf = [MaybeUninit::uninit(); 16 * 1024];
+        loop {
+            match self.recv(&mut buf) {
+                Poll::Ready(Ok(0) | Err(_)) => return true,
+                Poll::Ready(Ok(_)) => {}
+                Poll::Pending => return false,
+            }
+        }
+    }
+
+    /// Whether there is something in the socket that nobody has read. (It is read and lost: nobody will.)
+    pub fn has_unread(&mut self) -> bool {
+        let mut buf = [MaybeUninit::uninit(); 64];
+        matches!(self.recv(&mut buf), Poll::Ready(Ok(n)) if n > 0) || self.starved
+    }
+
+    /// A few bytes on a socket on which nothing else is under way; what does not fit is lost.
+    pub fn say(&mut self, bytes: &[u8]) {
+        let _ = self.wire.send(&[IoSlice::new(bytes)]);
+    }
+
+    pub fn shutdown(&self) {
+        self.wire.shutdown();
+    }
+
+    pub fn reset(&self) {
+        self.wire.reset();
+    }
+}
+
+/// What hyper holds.
+pub struct Io(pub Rc<RefCell<Gate>>);
+
+impl Read for Io {
+    fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, mut buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        let mut gate = self.0.borrow_mut();
+        if gate.guard.broken() {
+            return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+        }
+        // SAFETY: nothing is read from it before it was written, and nothing is uninitialised again: `recv` only writes.
+        let room = unsafe { buf.as_mut() };
+        let most = room.len().min(MOST_BYTES);
+        let n = match gate.recv(&mut room[..most]) {
+            Poll::Ready(Ok(n)) => n,
+            Poll::Ready(Err(e)) => return Poll::Ready(Err(e)),
+            Poll::Pending => return Poll::Pending,
+        };
+        // SAFETY: `recv` has just written the first `n` bytes (Wire's contract), `n` is at most `most`.
+        let came = unsafe { std::slice::from_raw_parts_mut(room.as_mut_ptr().cast::<u8>(), n.min(most)) };
+        let passed = gate.guard.pass(came);
+        if n > 0 && passed == 0 {
+            // Refused from its first byte on, in a body: an end of file here would be something else.
+            return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+        }
+        // SAFETY: at most the `n` bytes that were written.
+        unsafe { buf.advance(passed) };
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Write for Io {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.0.borrow_mut().send(&[IoSlice::new(buf)], buf.len())
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let total = bufs.iter().map(|b| b.len()).sum();
+        let mut gate = self.0.borrow_mut();
+        if bufs.len() > 1 && total <= GATHER && gate.writable {
+            let mut whole = Vec::with_capacity(total);
+            for buf in bufs {
+                whole.extend_from_slice(buf);
+            }
+            return gate.send(&[IoSlice::new(&whole)], total);
+        }
+        gate.send(bufs, total)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.borrow_mut().flushed = true;
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.borrow().shutdown();
+        Poll::Ready(Ok(()))
+    }
+}

@@ -1,0 +1,19 @@
+//! The engine: an HTTP/1.1 server that runs on the event loop's own thread.
+//!
+//! All sockets are in one epoll set of the engine's own, and the loop watches that single fd. A wake-up (`Engine.turn`)
+//! takes what is ready, polls the connections concerned until they wait again, and then hands to Python what came out:
+//! Python is never called while anything in here is borrowed. No thread, no tokio, no hand-over of the GIL.
+//!
+//! `sys` (system calls) < `exec` (tasks and wakers) < `io` + `framing` (bytes) < `request` (one request's state)
+//! < `server` (one connection) < `asgi` (what Python sees) < `engine` (all of it).
+
+pub mod asgi;
+pub mod engine;
+pub mod exec;
+pub mod framing;
+pub mod io;
+pub mod request;
+pub mod server;
+#[cfg(test)]
+mod scripted;
+pub mod sys;
