@@ -152,7 +152,6 @@ class App:
         self.client.origins = []
         catalog = Catalog.builtin().with_overrides(config.models) if config.models else Catalog.builtin()
         accounts = {name: self._accounts(name, spec, simulators) for name, spec in config.providers.items()}
-        body_limit = max([config.listen.max_body_bytes, *(r.max_body_bytes or 0 for r in config.routes)])
 
         def targets(spec: TargetSpec, route: RouteSpec | None) -> tuple[Target, ...]:
             return tuple(self._target(spec, route, account, catalog) for account in accounts[spec.provider])
@@ -171,7 +170,7 @@ class App:
             clock=self._clock,
             rng=self._rng,
             settled=self._settled,
-            body_limit=body_limit,
+            body_limit=config.most_body_bytes,
         )
 
     def _accounts(

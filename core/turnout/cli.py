@@ -15,7 +15,7 @@ from . import __version__, native
 from .config.load import ConfigError, Loaded, dev_config, load_data, load_file
 from .config.problem import Problem
 
-ENGINES = ("native", "granian")
+ENGINES = ("granian", "native")
 EXIT_USAGE = 2
 
 
@@ -39,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
 
     serve = commands.add_parser("serve", help="run the gateway")
     serve.add_argument("--config", metavar="FILE", help="YAML, TOML or JSON, by its ending")
-    serve.add_argument("--engine", choices=ENGINES, help="the HTTP server (default: native where it is built)")
+    serve.add_argument("--engine", choices=ENGINES, default=ENGINES[0], help="the HTTP server (default: %(default)s)")
     serve.add_argument(
         "--workers", type=int, metavar="N", help="worker processes (default: listen.workers of the config, 1)"
     )
@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--once", action="store_true", help="end after the tour; the exit code says whether all went well"
     )
-    demo.add_argument("--engine", choices=ENGINES)
+    demo.add_argument("--engine", choices=ENGINES, default=ENGINES[0])
     demo.set_defaults(run=_demo)
 
     check = commands.add_parser("check", help="check a config file without serving it")
@@ -80,13 +80,12 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def pick_engine(asked: str | None) -> str:
-    """The engine to run: what was asked for, or native; granian where native is not built."""
-    if native.Engine is not None:
-        return asked or "native"
-    if asked == "native":
+def pick_engine(asked: str) -> str:
+    """The engine to run: what was asked for, or granian where native is not built."""
+    if asked == "native" and native.Engine is None:
         say(f"engine native is not available ({native.missing}); serving with granian")
-    return "granian"
+        return "granian"
+    return asked
 
 
 # ---- serve

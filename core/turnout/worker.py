@@ -16,7 +16,7 @@ import uvloop
 
 from .app import App
 from .config.load import from_wire
-from .config.model import Listen
+from .config.model import Config
 from .ingress import control
 from .telemetry import metrics
 from .telemetry.ring import Ring
@@ -42,7 +42,7 @@ class Worker:
             ring=self._ring,
             simulators=first["simulators"],
         )
-        self._server = make_server(first["engine"], app, self._listen_fd, config.listen)
+        self._server = make_server(first["engine"], app, self._listen_fd, config)
         serving = asyncio.create_task(self._server.serve())
         reader, self._writer = await asyncio.open_connection(sock=self._sock)
         # Everything made so far lives as long as the process: the collector need not look at it again. The threshold is
@@ -54,7 +54,7 @@ class Worker:
         listening = asyncio.create_task(self._listen(reader))
         await self._done.wait()
         # The listener closes at once; the server's lifespan ends, and with it this worker, when live requests have.
-        self._server.stop()  # type: ignore[no-untyped-call]
+        self._server.stop()
         await serving
         listening.cancel()
 
@@ -81,15 +81,15 @@ class Worker:
                 self._done.set()
 
 
-def make_server(engine: str, app: App, fd: int, listen: Listen) -> Any:
+def make_server(engine: str, app: App, fd: int, config: Config) -> Any:
     """The HTTP server of this name: `await serve()` until `stop()`."""
     if engine == "native":
         from .ingress.native_server import NativeServer
 
-        return NativeServer(app, fd, listen)
+        return NativeServer(app, fd, config.listen, config.most_body_bytes)
     from .ingress.granian_server import GranianServer
 
-    return GranianServer(app, fd, listen)
+    return GranianServer(app, fd, config.listen)
 
 
 def main() -> None:

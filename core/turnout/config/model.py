@@ -55,3 +55,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     telemetry: TelemetrySpec = TelemetrySpec()
     state: State = State()
     models: dict[str, Override] = {}  # prices and sizes over the built-in catalog's
+
+    @property
+    def most_body_bytes(self) -> int:
+        """The largest request body that any route takes; until the route is known this is the limit."""
+        return max([self.listen.max_body_bytes, *(route.max_body_bytes or 0 for route in self.routes)])

@@ -11,22 +11,21 @@ from .. import native
 from ..config.model import Listen
 
 TICK_S = 0.25  # how exactly time limits of connections are kept
-IDLE_MS = 75_000  # keep-alive: as long as nginx, and longer than the 60 s of common load balancers, who must close first
 STOP_S = 2.0  # after the app has ended, for last bytes that are on their way
 
 
 class NativeServer:
     """Serves `app` on an inherited listening socket, which it takes over, until `stop()`."""
 
-    def __init__(self, app: Any, fd: int, listen: Listen) -> None:
+    def __init__(self, app: Any, fd: int, listen: Listen, most_body_bytes: int = 0) -> None:
         self._app = app
         self._engine = native.Engine(
             fd,
             max_connections=listen.max_connections,
             header_timeout_ms=listen.header_timeout_ms,
             body_timeout_ms=listen.body_timeout_ms,
-            idle_timeout_ms=IDLE_MS,
-            max_body_bytes=listen.max_body_bytes,
+            idle_timeout_ms=listen.idle_timeout_ms,
+            max_body_bytes=most_body_bytes or listen.max_body_bytes,
         )
         os.close(fd)  # the engine has a handle of its own: when it closes that, nobody of this process listens any more
         self._stopping = asyncio.Event()
