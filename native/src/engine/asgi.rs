@@ -1,4 +1,4 @@
-//! What Python sees of a request: the scope, `receive`, `send`, and awaitables that are ready where nothing is waited for.
+//! What Python sees of a request: `receive`, `send`, and awaitables that are ready where nothing is waited for.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -6,14 +6,14 @@ use std::sync::Arc;
 use std::thread::ThreadId;
 
 use bytes::Bytes;
-use http::{header, request, HeaderName, HeaderValue, StatusCode, Version};
-use pyo3::exceptions::{PyRuntimeError, PyStopIteration, PyTypeError, PyValueError};
+use http::{request, StatusCode};
+use pyo3::exceptions::{PyRuntimeError, PyStopIteration, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::pybacked::PyBackedBytes;
-use pyo3::types::{PyBytes, PyDict, PyList, PyString, PyTuple};
+use pyo3::types::{PyDict, PyString};
 
-use super::request::{refuse, respond, Got, Head, Req, HIGH};
+use super::message::{bytes_of, event, head_of, scope};
+use super::request::{refuse, respond, Req, HIGH};
 
 /// The loop's side. Objects of one request hold it no longer than that request.
 pub struct Hooks {
@@ -149,7 +149,8 @@ impl Exchange {
         if !task.call_method0(intern!(py, "cancelled"))?.is_truthy()? {
             let exception = task.call_method0(intern!(py, "exception"))?;
             if !exception.is_none() {
-                self.hooks.tell(py, "the application failed", PyErr::from_value(exception));
+                self.hooks
+                    .tell(py, "the application failed", PyErr::from_value(exception));
             }
         }
         self.abandon(py)
@@ -161,7 +162,9 @@ impl Exchange {
         if std::thread::current().id() == self.hooks.thread {
             Ok(())
         } else {
-            Err(PyRuntimeError::new_err("used from a thread that is not the event loop's"))
+            Err(PyRuntimeError::new_err(
+                "used from a thread that is not the event loop's",
+            ))
         }
     }
 
@@ -176,11 +179,18 @@ impl Exchange {
 
     fn send_body<'py>(&self, py: Python<'py>, message: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
         let (body, more) = if let Ok(dict) = message.downcast_exact::<PyDict>() {
-            (dict.get_item(intern!(py, "body"))?, dict.get_item(intern!(py, "more_body"))?)
+            (
+                dict.get_item(intern!(py, "body"))?,
+                dict.get_item(intern!(py, "more_body"))?,
+            )
         } else {
             (
-                message.call_method1(intern!(py, "get"), (intern!(py, "body"),)).map(Some)?,
-                message.call_method1(intern!(py, "get"), (intern!(py, "more_body"),)).map(Some)?,
+                message
+                    .call_method1(intern!(py, "get"), (intern!(py, "body"),))
+                    .map(Some)?,
+                message
+                    .call_method1(intern!(py, "get"), (intern!(py, "more_body"),))
+                    .map(Some)?,
             )
         };
         let more = more.map_or(Ok(false), |m| m.is_truthy())?;
@@ -238,73 +248,6 @@ impl Exchange {
     }
 }
 
-fn bytes_of(body: &Bound<'_, PyAny>) -> PyResult<Bytes> {
-    if let Ok(bytes) = body.downcast::<PyBytes>() {
-        let data = bytes.as_bytes();
-        if data.len() <= 16 * 1024 {
-            return Ok(Bytes::copy_from_slice(data));
-        }
-        return Ok(Bytes::from_owner(PyBackedBytes::from(bytes.clone())));
-    }
-    let data: Vec<u8> = body.extract().map_err(|_| PyTypeError::new_err("`body` must be bytes"))?;
-    Ok(data.into())
-}
-
-fn head_of(py: Python<'_>, message: &Bound<'_, PyAny>) -> PyResult<Head> {
-    let status: u16 = message.get_item(intern!(py, "status"))?.extract()?;
-    let status = StatusCode::from_u16(status).map_err(|_| PyValueError::new_err("`status` is not an HTTP status"))?;
-    if status.is_informational() {
-        return Err(PyValueError::new_err("`status` is not that of a final response"));
-    }
-    let mut out = Vec::with_capacity(16);
-    let headers = match message.downcast::<PyDict>() {
-        Ok(dict) => dict.get_item(intern!(py, "headers"))?,
-        Err(_) => Some(message.call_method1(intern!(py, "get"), (intern!(py, "headers"),))?),
-    };
-    if let Some(headers) = headers.filter(|h| !h.is_none()) {
-        for line in headers.try_iter()? {
-            let line = line?;
-            let (name, value) = if let Ok(pair) = line.downcast_exact::<PyTuple>() {
-                (pair.get_item(0)?, pair.get_item(1)?)
-            } else {
-                (line.get_item(0)?, line.get_item(1)?)
-            };
-            let name = HeaderName::from_bytes(name.downcast::<PyBytes>()?.as_bytes())
-                .map_err(|_| PyValueError::new_err("a response header's name is not valid"))?;
-            let value = HeaderValue::from_bytes(value.downcast::<PyBytes>()?.as_bytes())
-                .map_err(|_| PyValueError::new_err(format!("the value of the response header {name} is not valid")))?;
-            if name != header::TRANSFER_ENCODING {
-                out.push((name, value)); // the framing is the server's
-            }
-        }
-    }
-    Ok((status, out))
-}
-
-fn event(py: Python<'_>, got: Got) -> PyResult<Bound<'_, PyDict>> {
-    let dict = PyDict::new(py);
-    match got {
-        Got::Disconnect => dict.set_item(intern!(py, "type"), intern!(py, "http.disconnect"))?,
-        Got::Body(chunks, size, more) => {
-            let body = match chunks.as_slice() {
-                [one] => PyBytes::new(py, one),
-                many => PyBytes::new_with(py, size, |room| {
-                    let mut at = 0;
-                    for chunk in many {
-                        room[at..at + chunk.len()].copy_from_slice(chunk);
-                        at += chunk.len();
-                    }
-                    Ok(())
-                })?,
-            };
-            dict.set_item(intern!(py, "type"), intern!(py, "http.request"))?;
-            dict.set_item(intern!(py, "body"), body)?;
-            dict.set_item(intern!(py, "more_body"), more)?;
-        }
-    }
-    Ok(dict)
-}
-
 /// Call the app for a request that has come.
 pub fn begin(py: Python<'_>, hooks: &Arc<Hooks>, req: Arc<Req>, parts: &request::Parts, peer: SocketAddr) {
     let exchange = Exchange {
@@ -325,72 +268,17 @@ pub fn begin(py: Python<'_>, hooks: &Arc<Hooks>, req: Arc<Req>, parts: &request:
 
 fn start(py: Python<'_>, exchange: &Bound<'_, Exchange>, parts: &request::Parts, peer: SocketAddr) -> PyResult<()> {
     let hooks = &exchange.get().hooks;
-    let scope = scope(py, hooks, parts, peer)?;
+    let scope = scope(py, hooks.scope.bind(py), parts, peer)?;
     let receive = exchange.getattr(intern!(py, "receive"))?;
     let send = exchange.getattr(intern!(py, "send"))?;
     let coroutine = hooks.app.bind(py).call1((scope, receive, send))?;
     let task = hooks.create_task.bind(py).call1((coroutine,))?;
-    task.call_method1(intern!(py, "add_done_callback"), (exchange.getattr(intern!(py, "done"))?,))?;
+    task.call_method1(
+        intern!(py, "add_done_callback"),
+        (exchange.getattr(intern!(py, "done"))?,),
+    )?;
     exchange.get().req.lock().task = Some(task.unbind());
     Ok(())
-}
-
-fn scope<'py>(
-    py: Python<'py>,
-    hooks: &Hooks,
-    parts: &request::Parts,
-    peer: SocketAddr,
-) -> PyResult<Bound<'py, PyDict>> {
-    // The template has type, asgi, scheme, server, root_path, extensions and http_version 1.1.
-    let scope = hooks.scope.bind(py).copy()?;
-    if parts.version == Version::HTTP_10 {
-        scope.set_item(intern!(py, "http_version"), intern!(py, "1.0"))?;
-    }
-    let method = match parts.method.as_str() {
-        "POST" => intern!(py, "POST").clone(),
-        "GET" => intern!(py, "GET").clone(),
-        other => PyString::new(py, other),
-    };
-    scope.set_item(intern!(py, "method"), method)?;
-    let raw = parts.uri.path();
-    scope.set_item(intern!(py, "path"), decoded(raw))?;
-    scope.set_item(intern!(py, "raw_path"), PyBytes::new(py, raw.as_bytes()))?;
-    let query = parts.uri.query().unwrap_or_default();
-    scope.set_item(intern!(py, "query_string"), PyBytes::new(py, query.as_bytes()))?;
-    scope.set_item(intern!(py, "client"), (peer.ip().to_string(), peer.port()))?;
-    let lines = parts.headers.iter().map(|(name, value)| {
-        (PyBytes::new(py, name.as_str().as_bytes()), PyBytes::new(py, value.as_bytes()))
-    });
-    let lines: Vec<_> = lines.collect();
-    scope.set_item(intern!(py, "headers"), PyList::new(py, lines)?)?;
-    if let Some(state) = scope.get_item(intern!(py, "state"))? {
-        scope.set_item(intern!(py, "state"), state.downcast::<PyDict>()?.copy()?)?;
-    }
-    Ok(scope)
-}
-
-/// A path with its percent-escapes undone.
-fn decoded(raw: &str) -> std::borrow::Cow<'_, str> {
-    if !raw.contains('%') {
-        return raw.into();
-    }
-    let bytes = raw.as_bytes();
-    let mut out = Vec::with_capacity(bytes.len());
-    let mut i = 0;
-    while i < bytes.len() {
-        let hex = |at: usize| bytes.get(at).and_then(|c| (*c as char).to_digit(16));
-        match (bytes[i], hex(i + 1), hex(i + 2)) {
-            (b'%', Some(high), Some(low)) => {
-                out.push((high << 4 | low) as u8);
-                i += 3;
-            }
-            (c, ..) => {
-                out.push(c);
-                i += 1;
-            }
-        }
-    }
-    String::from_utf8_lossy(&out).into_owned().into()
 }
 
 /// Wake those who wait in `receive`, all with the same event.

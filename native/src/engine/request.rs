@@ -3,8 +3,8 @@
 //! Python's side lives as long as Python likes, on whatever thread its garbage is collected, so this is a plain
 //! `Send + Sync` object behind one short lock. No lock is held while Python runs.
 
-use std::convert::Infallible;
 use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -117,7 +117,13 @@ impl State {
     /// Move what hyper has read of the body over here, as far as it is wanted.
     fn pump(&mut self, cx: &mut Context<'_>) {
         loop {
-            let room = if self.wanted { self.most.max(1) } else if self.lazy { 0 } else { EAGER.min(self.most) };
+            let room = if self.wanted {
+                self.most.max(1)
+            } else if self.lazy {
+                0
+            } else {
+                EAGER.min(self.most)
+            };
             if self.size >= room {
                 return;
             }

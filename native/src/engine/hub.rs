@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use pyo3::exceptions::{PyOSError, PyRuntimeError};
 use pyo3::prelude::*;
-use pyo3::types::{PyDict};
+use pyo3::types::PyDict;
 
 use super::asgi::{self, Hooks, Nothing};
 use super::exec::Exec;
@@ -199,7 +199,9 @@ impl Core {
 
     /// Poll tasks and tell Python what came out, until nothing is marked or the turn is over.
     fn turn(&self, py: Python<'_>, look: bool) -> PyResult<()> {
-        let Some(hooks) = self.hooks.borrow().clone() else { return Ok(()) };
+        let Some(hooks) = self.hooks.borrow().clone() else {
+            return Ok(());
+        };
         hooks.scheduled.store(true, Ordering::Release); // what is marked in here needs no call: it is looked at below
         if look {
             if let Err(e) = self.look() {
@@ -241,7 +243,9 @@ impl Core {
 
     /// Hand out what the tasks have left for Python. Nothing is borrowed while it runs. Whether there was something.
     fn deliver(&self, py: Python<'_>) -> bool {
-        let Some(hooks) = self.hooks.borrow().clone() else { return false };
+        let Some(hooks) = self.hooks.borrow().clone() else {
+            return false;
+        };
         let events = self.outbox.take();
         let any = !events.is_empty();
         for event in events {
@@ -289,8 +293,14 @@ impl Core {
             }
             let poller = Rc::clone(&self.poller);
             let leave = Box::new(move || poller.remove(fd));
-            let conn =
-                ServerConn::new(Box::new(socket), peer, waker.clone(), Rc::clone(&self.outbox), self.limits, leave);
+            let conn = ServerConn::new(
+                Box::new(socket),
+                peer,
+                waker.clone(),
+                Rc::clone(&self.outbox),
+                self.limits,
+                leave,
+            );
             self.exec.insert(key, Rc::new(conn));
             waker.wake();
         }
@@ -308,7 +318,8 @@ impl Core {
             return;
         }
         if let Some(listener) = self.listener.borrow().as_ref() {
-            self.listening.set(self.poller.add_listener(listener.as_raw_fd(), LISTENER).is_ok());
+            self.listening
+                .set(self.poller.add_listener(listener.as_raw_fd(), LISTENER).is_ok());
         }
     }
 }
