@@ -12,6 +12,8 @@ use pyo3::types::{PyBytes, PyDict, PyList, PyString, PyTuple};
 
 use super::request::{Got, Head};
 
+const MOST_HEADERS: usize = 1000;
+
 /// A piece of a body. Long ones are not copied.
 pub fn bytes_of(body: &Bound<'_, PyAny>) -> PyResult<Bytes> {
     if let Ok(bytes) = body.downcast::<PyBytes>() {
@@ -42,6 +44,11 @@ pub fn head_of(py: Python<'_>, message: &Bound<'_, PyAny>) -> PyResult<Head> {
     if let Some(headers) = headers.filter(|h| !h.is_none()) {
         for line in headers.try_iter()? {
             let line = line?;
+            if out.len() >= MOST_HEADERS {
+                return Err(PyValueError::new_err(format!(
+                    "more than {MOST_HEADERS} response headers"
+                )));
+            }
             let (name, value) = if let Ok(pair) = line.downcast_exact::<PyTuple>() {
                 (pair.get_item(0)?, pair.get_item(1)?)
             } else {

@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
@@ -77,8 +78,23 @@ pub struct Req {
     pub waker: Waker,
 }
 
+/// Requests that somebody still holds, in this process.
+static LIVE: AtomicUsize = AtomicUsize::new(0);
+
+impl Drop for Req {
+    fn drop(&mut self) {
+        LIVE.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl Req {
+    /// How many there are.
+    pub fn live() -> usize {
+        LIVE.load(Ordering::Relaxed)
+    }
+
     pub fn new(incoming: Incoming, most: usize, lazy: bool, waker: Waker) -> Arc<Self> {
+        LIVE.fetch_add(1, Ordering::Relaxed);
         let done = incoming.is_end_stream();
         Arc::new(Self {
             state: Mutex::new(State {
