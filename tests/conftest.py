@@ -11,7 +11,6 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
 from support.gateway import Gateway  # noqa: E402
-
 from turnout import native  # noqa: E402
 
 # Every flow, fault and surface test runs on each of these.

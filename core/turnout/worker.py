@@ -54,7 +54,7 @@ class Worker:
         listening = asyncio.create_task(self._listen(reader))
         await self._done.wait()
         # The listener closes at once; the server's lifespan ends, and with it this worker, when live requests have.
-        self._server.stop()  # type: ignore[no-untyped-call]
+        self._server.stop()
         await serving
         listening.cancel()
 

@@ -11,7 +11,9 @@ from .. import native
 from ..config.model import Listen
 
 TICK_S = 0.25  # how exactly time limits of connections are kept
-IDLE_MS = 75_000  # keep-alive: as long as nginx, and longer than the 60 s of common load balancers, who must close first
+IDLE_MS = (
+    75_000  # keep-alive: as long as nginx, and longer than the 60 s of common load balancers, who must close first
+)
 STOP_S = 2.0  # after the app has ended, for last bytes that are on their way
 
 
