@@ -111,7 +111,7 @@ def outage(gateway: Gateway, servers: dict[str, FaultServer], how: str, seconds:
     asked = sum(r["attempts"] for r in lines[len(load.at) - sent :])
     total = sum(r["attempts"] for r in lines)
     if how != "refused":
-        seen = [s for server in pair for s in server.seen if s.fault == how]
+        seen = [s for server in pair for s in server.seen if s.fault == how and s.started_at >= load.started]
         # A pooled connection that is reset unanswered is replaced within the attempt: once for each that was open.
         assert 0 <= len(seen) - total <= (50 if how == "reset" else 0)
         # Once more by the servers' own clock, the same process's as the load's.

@@ -19,7 +19,7 @@ class NativeServer:
 
     def __init__(self, app: Any, fd: int, listen: Listen, most_body_bytes: int = 0) -> None:
         self._app = app
-        self._engine = native.Engine(
+        self.engine = native.Engine(
             fd,
             max_connections=listen.max_connections,
             header_timeout_ms=listen.header_timeout_ms,
@@ -35,7 +35,7 @@ class NativeServer:
     async def serve(self) -> None:
         """Returns when it has been stopped and the last connection is closed. Raises RuntimeError if the app refuses to start."""
         loop = self._loop = asyncio.get_running_loop()
-        engine = self._engine
+        engine = self.engine
         await self._lifespan.start()
         engine.start(self._app, loop, self._lifespan.state)
         loop.add_reader(engine.fileno(), engine.turn)
@@ -59,7 +59,7 @@ class NativeServer:
 
     def _tick(self) -> None:
         self._timer = self._loop.call_later(TICK_S, self._tick)
-        self._engine.tick()
+        self.engine.tick()
 
 
 class Lifespan:

@@ -190,7 +190,9 @@ impl Exec {
     pub fn remove(&self, key: Key) {
         let task = {
             let mut slots = self.slots.borrow_mut();
-            let Some(slot) = slots.get_mut(key as u32 as usize) else { return };
+            let Some(slot) = slots.get_mut(key as u32 as usize) else {
+                return;
+            };
             if slot.generation != (key >> 32) as u32 {
                 return;
             }
@@ -228,7 +230,10 @@ impl Exec {
             let found = {
                 let slots = self.slots.borrow();
                 let slot = &slots[at];
-                slot.task.as_ref().zip(slot.waker.as_ref()).map(|(t, w)| (Rc::clone(t), Arc::clone(w)))
+                slot.task
+                    .as_ref()
+                    .zip(slot.waker.as_ref())
+                    .map(|(t, w)| (Rc::clone(t), Arc::clone(w)))
             };
             if let Some((task, waker)) = found {
                 visit(&task, &waker);

@@ -48,7 +48,7 @@ const MOST_EXTENSION: u16 = 1024;
 #[derive(Default)]
 pub struct Guard {
     at: At,
-    next: u64,    // size of the chunk whose first line is being read
+    next: u64,     // size of the chunk whose first line is being read
     extended: u16, // bytes of its extensions
     head: Vec<u8>, // of a head that came in pieces
     begun: bool,   // a byte of the present head has come

@@ -198,11 +198,7 @@ impl Write for Io {
         true
     }
 
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-        bufs: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write_vectored(self: Pin<&mut Self>, _: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
         let total = bufs.iter().map(|b| b.len()).sum();
         let mut gate = self.0.borrow_mut();
         if bufs.len() > 1 && total <= GATHER && gate.writable {

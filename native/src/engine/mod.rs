@@ -5,15 +5,16 @@
 //! Python is never called while anything in here is borrowed. No thread, no tokio, no hand-over of the GIL.
 //!
 //! `sys` (system calls) < `exec` (tasks and wakers) < `io` + `framing` (bytes) < `request` (one request's state)
-//! < `server` (one connection) < `asgi` (what Python sees) < `engine` (all of it).
+//! < `server` (one connection) < `message` + `asgi` (what Python sees) < `hub` (all of it).
 
 pub mod asgi;
-pub mod engine;
 pub mod exec;
 pub mod framing;
+pub mod hub;
 pub mod io;
+pub mod message;
 pub mod request;
-pub mod server;
 #[cfg(test)]
 mod scripted;
+pub mod server;
 pub mod sys;

@@ -3,10 +3,11 @@
 //! Python's side lives as long as Python likes, on whatever thread its garbage is collected, so this is a plain
 //! `Send + Sync` object behind one short lock. No lock is held while Python runs.
 
-use std::convert::Infallible;
 use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
@@ -77,8 +78,23 @@ pub struct Req {
     pub waker: Waker,
 }
 
+/// Requests that somebody still holds, in this process.
+static LIVE: AtomicUsize = AtomicUsize::new(0);
+
+impl Drop for Req {
+    fn drop(&mut self) {
+        LIVE.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl Req {
+    /// How many there are.
+    pub fn live() -> usize {
+        LIVE.load(Ordering::Relaxed)
+    }
+
     pub fn new(incoming: Incoming, most: usize, lazy: bool, waker: Waker) -> Arc<Self> {
+        LIVE.fetch_add(1, Ordering::Relaxed);
         let done = incoming.is_end_stream();
         Arc::new(Self {
             state: Mutex::new(State {
@@ -117,7 +133,13 @@ impl State {
     /// Move what hyper has read of the body over here, as far as it is wanted.
     fn pump(&mut self, cx: &mut Context<'_>) {
         loop {
-            let room = if self.wanted { self.most.max(1) } else if self.lazy { 0 } else { EAGER.min(self.most) };
+            let room = if self.wanted {
+                self.most.max(1)
+            } else if self.lazy {
+                0
+            } else {
+                EAGER.min(self.most)
+            };
             if self.size >= room {
                 return;
             }

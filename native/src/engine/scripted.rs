@@ -243,7 +243,14 @@ fn pipelined_requests_are_all_answered() {
         assert!(output.ends_with("abcdefg"));
         assert!(!bench.closed.get()); // it waits for more
         bench.script.ended.set(true);
-        bench.exec.event(bench.key, Readiness { readable: true, ended: true, ..Readiness::default() });
+        bench.exec.event(
+            bench.key,
+            Readiness {
+                readable: true,
+                ended: true,
+                ..Readiness::default()
+            },
+        );
         bench.settle(&|_, _| {});
         assert!(bench.closed.get());
         assert_eq!(bench.exec.live(), 0);
@@ -281,7 +288,14 @@ fn half_a_body_is_a_disconnect() {
         let mut bench = Bench::new(input, room, blocks);
         bench.script.ended.set(true);
         bench.settle(&|_, _| panic!("acted on"));
-        bench.exec.event(bench.key, Readiness { readable: true, ended: true, ..Readiness::default() });
+        bench.exec.event(
+            bench.key,
+            Readiness {
+                readable: true,
+                ended: true,
+                ..Readiness::default()
+            },
+        );
         bench.settle(&|_, _| panic!("acted on"));
         assert!(bench.disconnects > 0);
     });
@@ -298,7 +312,14 @@ fn a_client_that_leaves_is_told_of_at_once_also_with_pipelined_input() {
     });
     let req = held.take().unwrap();
     assert!(req.lock().take().is_none());
-    bench.exec.event(bench.key, Readiness { readable: true, ended: true, ..Readiness::default() });
+    bench.exec.event(
+        bench.key,
+        Readiness {
+            readable: true,
+            ended: true,
+            ..Readiness::default()
+        },
+    );
     bench.exec.begin();
     bench.exec.run();
     assert!(matches!(req.lock().take(), Some(Got::Disconnect)));

@@ -265,7 +265,9 @@ impl Task for ServerConn {
                 Step::Wait
             };
         }
-        let Some(mut http) = self.http.take() else { return Step::Done };
+        let Some(mut http) = self.http.take() else {
+            return Step::Done;
+        };
         match http.as_mut().poll(cx) {
             Poll::Pending => {
                 self.http.replace(Some(http));

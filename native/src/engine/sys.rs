@@ -37,9 +37,8 @@ impl Poller {
         // SAFETY: no pointers are passed; the result is checked before it is owned.
         let fd = checked(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) })?;
         // SAFETY: `fd` was just opened and nobody else owns it.
-        Ok(Self {
-            fd: unsafe { OwnedFd::from_raw_fd(fd) },
-        })
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        Ok(Self { fd })
     }
 
     pub fn fd(&self) -> RawFd {
@@ -174,7 +173,10 @@ impl Wire for Socket {
     }
 
     fn reset(&self) {
-        let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+        let linger = libc::linger {
+            l_onoff: 1,
+            l_linger: 0,
+        };
         // SAFETY: pointer and size describe `linger`, which outlives the call.
         unsafe {
             libc::setsockopt(

@@ -6,15 +6,15 @@ use std::net::TcpListener;
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::Arc;
 use std::time::Instant;
 
 use pyo3::exceptions::{PyOSError, PyRuntimeError};
 use pyo3::prelude::*;
-use pyo3::types::{PyDict};
+use pyo3::types::PyDict;
 
 use super::asgi::{self, Hooks, Nothing};
 use super::exec::Exec;
+use super::request::Req;
 use super::server::{Event, Limits, Outbox, ServerConn};
 use super::sys::{self, Poller, Socket};
 
@@ -75,7 +75,6 @@ impl Engine {
                 idle_ms: idle_timeout_ms,
                 most_body: max_body_bytes.saturating_add(1),
             },
-            hooks: RefCell::new(None),
             began: Instant::now(),
         };
         ENGINES.with_borrow_mut(|all| all.push(Rc::new(core)));
@@ -116,8 +115,7 @@ impl Engine {
             thread: std::thread::current().id(),
             scheduled: AtomicBool::new(false),
         };
-        let before = core.hooks.replace(Some(Arc::new(hooks)));
-        drop(before);
+        asgi::register(core.name, hooks);
         Ok(())
     }
 
@@ -129,6 +127,12 @@ impl Engine {
     #[getter]
     fn connections(&self) -> PyResult<usize> {
         Ok(self.core()?.exec.live())
+    }
+
+    /// Requests of this process that are not over or that somebody still holds.
+    #[getter]
+    fn requests(&self) -> usize {
+        Req::live()
     }
 
     /// Take what is ready and do it.
@@ -165,8 +169,7 @@ impl Engine {
         core.exec.clear();
         core.deliver(py);
         // The hooks hold `run`, and with it the engine: without this they would keep each other.
-        let hooks = core.hooks.take();
-        drop(hooks);
+        asgi::forget(self.name);
     }
 }
 
@@ -188,7 +191,6 @@ struct Core {
     paused_until_ms: Cell<u64>,
     most_connections: usize,
     limits: Limits,
-    hooks: RefCell<Option<Arc<Hooks>>>,
     began: Instant,
 }
 
@@ -199,7 +201,9 @@ impl Core {
 
     /// Poll tasks and tell Python what came out, until nothing is marked or the turn is over.
     fn turn(&self, py: Python<'_>, look: bool) -> PyResult<()> {
-        let Some(hooks) = self.hooks.borrow().clone() else { return Ok(()) };
+        let Some(hooks) = asgi::hooks_of(self.name) else {
+            return Ok(());
+        };
         hooks.scheduled.store(true, Ordering::Release); // what is marked in here needs no call: it is looked at below
         if look {
             if let Err(e) = self.look() {
@@ -241,12 +245,14 @@ impl Core {
 
     /// Hand out what the tasks have left for Python. Nothing is borrowed while it runs. Whether there was something.
     fn deliver(&self, py: Python<'_>) -> bool {
-        let Some(hooks) = self.hooks.borrow().clone() else { return false };
+        let Some(hooks) = asgi::hooks_of(self.name) else {
+            return false;
+        };
         let events = self.outbox.take();
         let any = !events.is_empty();
         for event in events {
             match event {
-                Event::Begin(req, parts, peer) => asgi::begin(py, &hooks, req, &parts, peer),
+                Event::Begin(req, parts, peer) => asgi::begin(py, self.name, &hooks, req, &parts, peer),
                 Event::Receive(req) => asgi::deliver(py, &req),
                 Event::Room(req) => asgi::release(py, &req),
             }
@@ -289,8 +295,14 @@ impl Core {
             }
             let poller = Rc::clone(&self.poller);
             let leave = Box::new(move || poller.remove(fd));
-            let conn =
-                ServerConn::new(Box::new(socket), peer, waker.clone(), Rc::clone(&self.outbox), self.limits, leave);
+            let conn = ServerConn::new(
+                Box::new(socket),
+                peer,
+                waker.clone(),
+                Rc::clone(&self.outbox),
+                self.limits,
+                leave,
+            );
             self.exec.insert(key, Rc::new(conn));
             waker.wake();
         }
@@ -308,7 +320,8 @@ impl Core {
             return;
         }
         if let Some(listener) = self.listener.borrow().as_ref() {
-            self.listening.set(self.poller.add_listener(listener.as_raw_fd(), LISTENER).is_ok());
+            self.listening
+                .set(self.poller.add_listener(listener.as_raw_fd(), LISTENER).is_ok());
         }
     }
 }

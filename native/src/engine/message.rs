@@ -1,0 +1,154 @@
+//! ASGI's messages: Python's dicts to and from what the engine works with.
+
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+use http::{header, request, HeaderName, HeaderValue, StatusCode, Version};
+use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedBytes;
+use pyo3::types::{PyBytes, PyDict, PyList, PyString, PyTuple};
+
+use super::request::{Got, Head};
+
+const MOST_HEADERS: usize = 1000;
+
+/// A piece of a body. Long ones are not copied.
+pub fn bytes_of(body: &Bound<'_, PyAny>) -> PyResult<Bytes> {
+    if let Ok(bytes) = body.downcast::<PyBytes>() {
+        let data = bytes.as_bytes();
+        if data.len() <= 16 * 1024 {
+            return Ok(Bytes::copy_from_slice(data));
+        }
+        return Ok(Bytes::from_owner(PyBackedBytes::from(bytes.clone())));
+    }
+    let data: Vec<u8> = body
+        .extract()
+        .map_err(|_| PyTypeError::new_err("`body` must be bytes"))?;
+    Ok(data.into())
+}
+
+/// Status and headers of http.response.start.
+pub fn head_of(py: Python<'_>, message: &Bound<'_, PyAny>) -> PyResult<Head> {
+    let status: u16 = message.get_item(intern!(py, "status"))?.extract()?;
+    let status = StatusCode::from_u16(status).map_err(|_| PyValueError::new_err("`status` is not an HTTP status"))?;
+    if status.is_informational() {
+        return Err(PyValueError::new_err("`status` is not that of a final response"));
+    }
+    let mut out = Vec::with_capacity(16);
+    let headers = match message.downcast::<PyDict>() {
+        Ok(dict) => dict.get_item(intern!(py, "headers"))?,
+        Err(_) => Some(message.call_method1(intern!(py, "get"), (intern!(py, "headers"),))?),
+    };
+    if let Some(headers) = headers.filter(|h| !h.is_none()) {
+        for line in headers.try_iter()? {
+            let line = line?;
+            if out.len() >= MOST_HEADERS {
+                return Err(PyValueError::new_err(format!(
+                    "more than {MOST_HEADERS} response headers"
+                )));
+            }
+            let (name, value) = if let Ok(pair) = line.downcast_exact::<PyTuple>() {
+                (pair.get_item(0)?, pair.get_item(1)?)
+            } else {
+                (line.get_item(0)?, line.get_item(1)?)
+            };
+            let name = HeaderName::from_bytes(name.downcast::<PyBytes>()?.as_bytes())
+                .map_err(|_| PyValueError::new_err("a response header's name is not valid"))?;
+            let value = HeaderValue::from_bytes(value.downcast::<PyBytes>()?.as_bytes())
+                .map_err(|_| PyValueError::new_err(format!("the value of the response header {name} is not valid")))?;
+            if name != header::TRANSFER_ENCODING {
+                out.push((name, value)); // the framing is the server's
+            }
+        }
+    }
+    Ok((status, out))
+}
+
+/// The event that `receive` gives.
+pub fn event(py: Python<'_>, got: Got) -> PyResult<Bound<'_, PyDict>> {
+    let dict = PyDict::new(py);
+    match got {
+        Got::Disconnect => dict.set_item(intern!(py, "type"), intern!(py, "http.disconnect"))?,
+        Got::Body(chunks, size, more) => {
+            let body = match chunks.as_slice() {
+                [one] => PyBytes::new(py, one),
+                many => PyBytes::new_with(py, size, |room| {
+                    let mut at = 0;
+                    for chunk in many {
+                        room[at..at + chunk.len()].copy_from_slice(chunk);
+                        at += chunk.len();
+                    }
+                    Ok(())
+                })?,
+            };
+            dict.set_item(intern!(py, "type"), intern!(py, "http.request"))?;
+            dict.set_item(intern!(py, "body"), body)?;
+            dict.set_item(intern!(py, "more_body"), more)?;
+        }
+    }
+    Ok(dict)
+}
+
+/// The scope of a request.
+pub fn scope<'py>(
+    py: Python<'py>,
+    template: &Bound<'py, PyDict>,
+    parts: &request::Parts,
+    peer: SocketAddr,
+) -> PyResult<Bound<'py, PyDict>> {
+    // The template has type, asgi, scheme, server, root_path, extensions and http_version 1.1.
+    let scope = template.copy()?;
+    if parts.version == Version::HTTP_10 {
+        scope.set_item(intern!(py, "http_version"), intern!(py, "1.0"))?;
+    }
+    let method = match parts.method.as_str() {
+        "POST" => intern!(py, "POST").clone(),
+        "GET" => intern!(py, "GET").clone(),
+        other => PyString::new(py, other),
+    };
+    scope.set_item(intern!(py, "method"), method)?;
+    let raw = parts.uri.path();
+    scope.set_item(intern!(py, "path"), decoded(raw))?;
+    scope.set_item(intern!(py, "raw_path"), PyBytes::new(py, raw.as_bytes()))?;
+    let query = parts.uri.query().unwrap_or_default();
+    scope.set_item(intern!(py, "query_string"), PyBytes::new(py, query.as_bytes()))?;
+    scope.set_item(intern!(py, "client"), (peer.ip().to_string(), peer.port()))?;
+    let lines = parts.headers.iter().map(|(name, value)| {
+        (
+            PyBytes::new(py, name.as_str().as_bytes()),
+            PyBytes::new(py, value.as_bytes()),
+        )
+    });
+    let lines: Vec<_> = lines.collect();
+    scope.set_item(intern!(py, "headers"), PyList::new(py, lines)?)?;
+    if let Some(state) = scope.get_item(intern!(py, "state"))? {
+        scope.set_item(intern!(py, "state"), state.downcast::<PyDict>()?.copy()?)?;
+    }
+    Ok(scope)
+}
+
+/// A path with its percent-escapes undone.
+fn decoded(raw: &str) -> std::borrow::Cow<'_, str> {
+    if !raw.contains('%') {
+        return raw.into();
+    }
+    let bytes = raw.as_bytes();
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut i = 0;
+    while i < bytes.len() {
+        let hex = |at: usize| bytes.get(at).and_then(|c| (*c as char).to_digit(16));
+        match (bytes[i], hex(i + 1), hex(i + 2)) {
+            (b'%', Some(high), Some(low)) => {
+                out.push((high << 4 | low) as u8);
+                i += 3;
+            }
+            (c, ..) => {
+                out.push(c);
+                i += 1;
+            }
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned().into()
+}
