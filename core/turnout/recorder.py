@@ -8,7 +8,7 @@ It runs beside the workers so that none of this costs the request's way anything
   and the old settings stay. End of stdin, or SIGTERM: read the rings to their end, write, sync, send, exit 0. SIGINT is
   ignored: Ctrl-C reaches the whole process group, and the supervisor decides what it means.
 - stdout: the request log, nothing else. stderr: JSON lines with ts, level and message; `level: alert` is for people.
-- The rings outlive this process. Who starts another one on the same rings loses at most the batch in hand.
+- The rings outlive this process, and a batch leaves them only when it is written: another one on the same rings goes on.
 
 One thread reads and writes the ledger; whatever may stand still (stdout, stderr, the collector, the webhook) has a
 thread and a bounded queue of its own.
@@ -133,8 +133,11 @@ class Recorder:
         """Move what lies in the rings, at most 1,000 records each; returns how many there were."""
         count = 0
         sinks = self.sinks
+        positions: list[int] = []
         for ring in self.rings:
-            for raw in ring.take_nowait():
+            raws, position = ring.peek_nowait()
+            positions.append(position)
+            for raw in raws:
                 count += 1
                 try:
                     record = decode(raw)
@@ -154,6 +157,10 @@ class Recorder:
                 sink.flush(now_ns)
             except Exception as e:
                 self._failed(sink, e)
+        # Only now are they gone from the rings: killed in between, this process leaves them to the next one, which may
+        # then write a row twice (the ledger's reader knows it by request and attempt) but never loses one.
+        for ring, position in zip(self.rings, positions, strict=True):
+            ring.release(position)
         self._watch(now_ns)
         return count
 

@@ -132,7 +132,7 @@ def test_files_of_past_days_are_closed(tmp_path: Path) -> None:
 
 @settings(deadline=None, max_examples=50)
 @given(
-    ids=st.lists(st.text(max_size=30), min_size=1, max_size=8),
+    ids=st.lists(st.text(max_size=29), min_size=1, max_size=8, unique=True),
     cut=st.integers(1, 200),
 )
 def test_a_torn_line_costs_itself_and_nothing_else(

@@ -22,6 +22,7 @@ from ..exchange import Attempt
 
 MOST_WAITING_BYTES = 16 * 1024 * 1024
 RETRY_NS = 1_000_000_000  # after a failure, and between two syncs
+MOST_IN_HAND = 100_000  # rows among which two of one attempt can stand: far more than any batch of all rings
 OPEN_DAYS = 2  # a request that began before midnight ends after it
 
 
@@ -268,14 +269,22 @@ _decode = msgspec.json.Decoder(Row).decode
 
 
 def rows(state_dir: str | os.PathLike[str]) -> Iterator[Row]:
-    """Every row of every day, oldest day first, in the order of writing. A torn line is skipped.
+    """Every row of every day, oldest day first, in the order of writing. A torn line is skipped, and so is the second
+    of two rows for one attempt: a recorder that was killed leaves its batch in hand to the next one, written or not.
 
     Reads line by line; safe while a recorder writes.
     """
     for path in sorted((Path(state_dir) / "ledger").glob("*.jsonl")):
+        recent: dict[tuple[str, int], None] = {}
         with path.open("rb") as file:
             for piece in file:
                 try:
-                    yield _decode(piece)
+                    row = _decode(piece)
                 except msgspec.DecodeError:
                     continue
+                key = row.request_id, row.attempt
+                if key not in recent:
+                    yield row
+                recent[key] = None
+                if len(recent) > MOST_IN_HAND:
+                    del recent[next(iter(recent))]

@@ -47,6 +47,18 @@ class Ring:
 
     def take_nowait(self, most: int = 1000) -> list[bytes]:
         """Up to `most` records, oldest first; they are gone from the ring. Empty list: nothing there."""
+        out, position = self.peek_nowait(most)
+        self.release(position)
+        return out
+
+    def release(self, position: int) -> None:
+        """What stands before `position` is dealt with: its room may be used again."""
+        self._words[1] = position
+
+    def peek_nowait(self, most: int = 1000) -> tuple[list[bytes], int]:
+        """Up to `most` records, oldest first, and the position behind them. They stay until `release`: a reader that is
+        killed before it has dealt with them leaves them to the next one.
+        """
         words = self._words
         at, end = words[1], words[0]
         out: list[bytes] = []
@@ -57,8 +69,7 @@ class Ring:
                 break
             out.append(self._read(at + 4, n))
             at += 4 + n
-        words[1] = at
-        return out
+        return out, at
 
     @property
     def dropped(self) -> int:
