@@ -45,10 +45,17 @@ COUNT_TIMEOUT_S = 900
 ABOUT = """
 import json, msgspec, platform, shutil, subprocess, sys, turnout
 from importlib.metadata import version
+from pathlib import Path
 from turnout import native
 def first_line(*argv):
     path = shutil.which(argv[0])
     return subprocess.run(argv, capture_output=True, text=True).stdout.partition("\\n")[0] if path else "none"
+def kernels():
+    if native.missing:
+        return "twin"
+    # Without the feature extension-module, as `cargo test` leaves it: calls of Python cost a few per cent more.
+    linked = b"libpython" in open(next(Path(turnout.__file__).parent.glob("_native*.so")), "rb").read()
+    return "native, " + first_line("rustc", "--version") + (", linked to libpython" if linked else "")
 flags = next((line for line in open("/proc/cpuinfo") if line.startswith(("flags", "Features"))), "").split()
 print(json.dumps({
     "python": sys.version,
@@ -57,7 +64,7 @@ print(json.dumps({
     # what libc chooses its copying and searching by, as far as valgrind shows it to a program
     "cpu": " ".join(sorted({"avx2", "bmi2", "erms", "fsrm", "asimd", "sve"} & set(flags))),
     "valgrind": first_line("valgrind", "--version"),
-    "kernels": "twin" if native.missing else "native, " + first_line("rustc", "--version"),
+    "kernels": kernels(),
     **{name: version(name) for name in ("msgspec", "uvloop", "httptools")},
     "turnout": turnout.__file__,
 }))
