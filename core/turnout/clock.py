@@ -3,6 +3,7 @@
 Durations are monotonic nanoseconds everywhere; wall time appears only where a person or a bill reads it.
 """
 
+import functools
 import time
 from typing import Protocol
 
@@ -43,3 +44,14 @@ class ManualClock:
         step = int(seconds * 1e9)
         self._now_ns += step
         self._wall_ns += step
+
+
+@functools.lru_cache(maxsize=64)
+def _second(unix_s: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(unix_s))
+
+
+def stamp(wall_ns: int) -> str:
+    """RFC 3339 in UTC with milliseconds: `2026-07-01T12:00:00.123Z`."""
+    seconds, rest = divmod(wall_ns, 1_000_000_000)
+    return f"{_second(seconds)}.{rest // 1_000_000:03d}Z"

@@ -26,8 +26,9 @@ from typing import Protocol
 import msgspec
 
 from .account.ledger import Ledger
+from .clock import stamp
 from .telemetry.alerts import Alert, Alerts, Rule, Webhook
-from .telemetry.log import Lines, RequestLog, Requests, stamp
+from .telemetry.log import Lines, RequestLog, Requests
 from .telemetry.record import Record, decode
 from .telemetry.redact import scrub
 from .telemetry.ring import DEFAULT_SIZE, Ring

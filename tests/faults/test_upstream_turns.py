@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from support.transport import Transport
 from turnout.errors import Fault
 from turnout.exchange import Exchange, Surface
 from turnout.stream.reader import StreamReader
@@ -16,34 +17,6 @@ from turnout.upstream.connect import Origin
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 CHAT = Surface("chat", "/v1/chat/completions", "/chat/completions", ("messages",), True, "chat")
-
-
-class Transport:
-    """Takes everything, remembers whether it was paused or closed."""
-
-    def __init__(self) -> None:
-        self.closing = False
-        self.paused = False
-
-    def writelines(self, pieces: Any) -> None:
-        pass
-
-    def is_closing(self) -> bool:
-        return self.closing
-
-    def get_write_buffer_size(self) -> int:
-        return 0
-
-    def close(self) -> None:
-        self.closing = True
-
-    abort = close
-
-    def pause_reading(self) -> None:
-        self.paused = True
-
-    def resume_reading(self) -> None:
-        self.paused = False
 
 
 class Full:

@@ -5,38 +5,12 @@ from typing import Any
 
 import pytest
 
+from support.transport import Transport
 from turnout.errors import Fault
 from turnout.upstream.client import Client, Connection
 from turnout.upstream.connect import Origin
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
-
-
-class Transport:
-    def __init__(self) -> None:
-        self.written: list[bytes] = []
-        self.closing = False
-        self.paused = False
-
-    def writelines(self, pieces: Any) -> None:
-        self.written += [bytes(p) for p in pieces]
-
-    def is_closing(self) -> bool:
-        return self.closing
-
-    def get_write_buffer_size(self) -> int:
-        return 0
-
-    def close(self) -> None:
-        self.closing = True
-
-    abort = close
-
-    def pause_reading(self) -> None:
-        self.paused = True
-
-    def resume_reading(self) -> None:
-        self.paused = False
 
 
 @pytest.fixture

@@ -9,15 +9,14 @@ head of the buffer and is written first when there is room again. A process can 
 no line end and writes one, so that a torn line costs itself and not the row after it.
 """
 
-import functools
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
 
+from ..clock import stamp
 from ..exchange import Attempt
 
 MOST_WAITING_BYTES = 16 * 1024 * 1024
@@ -88,17 +87,11 @@ def served(ended: Ended) -> int:
     return last
 
 
-@functools.lru_cache(maxsize=64)
-def _second(unix_s: int) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(unix_s))
-
-
 def rows_of(ended: Ended) -> list[Row]:
     """The rows of a request, in the order of its attempts. About 2 us each."""
     if not ended.attempts:
         return []
-    seconds, rest = divmod(ended.wall_ns, 1_000_000_000)
-    ts = f"{_second(seconds)}.{rest // 1_000_000:03d}Z"
+    ts = stamp(ended.wall_ns)
     winner = served(ended)
     out: list[Row] = []
     for i, a in enumerate(ended.attempts):

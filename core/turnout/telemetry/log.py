@@ -5,17 +5,16 @@ who stands still (a paused terminal, a stuck log shipper) can never hold up the 
 """
 
 import errno
-import functools
 import os
 import select
 import stat
 import threading
-import time
 from collections.abc import Callable
 from typing import Literal
 
 import msgspec
 
+from ..clock import stamp
 from ..exchange import Attempt
 from .record import Record
 from .redact import scrub
@@ -68,17 +67,6 @@ class Line(msgspec.Struct, gc=False):
     error: str
     error_message: str
     failures: list[Failure] | msgspec.UnsetType = msgspec.UNSET
-
-
-@functools.lru_cache(maxsize=64)
-def _second(unix_s: int) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(unix_s))
-
-
-def stamp(wall_ns: int) -> str:
-    """RFC 3339 in UTC with milliseconds: `2026-07-01T12:00:00.123Z`."""
-    seconds, rest = divmod(wall_ns, 1_000_000_000)
-    return f"{_second(seconds)}.{rest // 1_000_000:03d}Z"
 
 
 def usd(nanos: int) -> str:
