@@ -51,6 +51,7 @@ class App:
         worker: int = 0,
         ring: Ring | None = None,
         simulators: dict[str, str] | None = None,
+        make_client: Callable[[asyncio.AbstractEventLoop, Callable[[], int]], Any] = Client,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._clock = SystemClock()
@@ -59,7 +60,7 @@ class App:
         self._ring = ring
         self._dev = dev
         self.metrics = Metrics()
-        self.client = Client(self._loop, self._clock.now_ns)
+        self.client = make_client(self._loop, self._clock.now_ns)
         self.callers = Callers(config.listen.body_timeout_ms)
         # Breakers and budgets outlive a config: a reload does not forget which target is down.
         self._breakers: dict[tuple[str, str, str], Breaker] = {}
@@ -86,16 +87,11 @@ class App:
 
     def apply(self, config: Config, version: int, simulators: dict[str, str]) -> None:
         """Swap the config: new requests get the new flow, those under way keep the one they began with."""
-        old = self.client.origins
+        self.client.retire()
         flow = self._build(config, version, simulators)
         self.endpoints.flow = flow
         self.endpoints.sample = self._sample(config)
         self.callers.body_ns = config.listen.body_timeout_ms * 1_000_000
-        for origin in old:
-            for conn in origin.idle:
-                conn.transport.close()
-            origin.idle.clear()
-            origin.max_idle = 0  # what still runs on it closes when it is done
 
     def drain(self, seconds: float) -> None:
         """Not ready any more; connections close after their next answer. Live requests have `seconds` to finish."""
@@ -149,7 +145,6 @@ class App:
         return traces.sample if traces.endpoint else 0.0
 
     def _build(self, config: Config, version: int, simulators: dict[str, str]) -> Flow:
-        self.client.origins = []
         catalog = Catalog.builtin().with_overrides(config.models) if config.models else Catalog.builtin()
         accounts = {name: self._accounts(name, spec, simulators) for name, spec in config.providers.items()}
 
@@ -181,7 +176,7 @@ class App:
             url = simulators.get(name, "http://127.0.0.1:9/v1")
             spec = OpenAISpec(base_url=url, headers={"authorization": "Bearer simulated"})
         origin = Origin(spec.base_url, ca_bundle=spec.ca_bundle, proxy=spec.proxy, max_idle=spec.max_idle_connections)
-        self.client.origins.append(origin)
+        self.client.add(origin)
         ports: list[tuple[AccountSpec | None, OpenAIPort]] = []
         named: Sequence[AccountSpec | None] = spec.accounts or (None,)
         for account in named:

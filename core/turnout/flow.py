@@ -24,8 +24,8 @@ from .route.attempts import Attempts, Wait
 from .route.stage import Routes
 from .stream.reader import StreamReader
 from .stream.relay import Relay
-from .upstream.attempt import MAX_ERROR_BYTES, Request, event_fault, is_json, passed_headers, refusal
-from .upstream.call import Call
+from .upstream.attempt import MAX_ERROR_BYTES, event_fault, is_json, passed_headers, refusal
+from .upstream.call import Call, Request
 from .wire.answer import decode_answer, is_set, usage_of
 from .wire.headers import TO_CLIENT
 from .wire.request import RequestReader

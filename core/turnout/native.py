@@ -23,3 +23,4 @@ else:
 
 # The server engine: a type where the extension is built, else None. It has no twin; granian serves instead.
 Engine: Any = getattr(_built, "Engine", None)
+Head: Any = getattr(_built, "Head", None)  # of its upstream requests

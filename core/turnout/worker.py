@@ -10,6 +10,8 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import uvloop
@@ -34,6 +36,7 @@ class Worker:
     async def run(self) -> None:
         first = self._first
         config = from_wire(first["data"], first["secrets"])
+        make_client, make_server = engine_of(first["engine"], self._listen_fd, config)
         self._app = app = App(
             config,
             version=first["version"],
@@ -41,8 +44,9 @@ class Worker:
             worker=self._number,
             ring=self._ring,
             simulators=first["simulators"],
+            make_client=make_client,
         )
-        self._server = make_server(first["engine"], app, self._listen_fd, config)
+        self._server = make_server(app)
         serving = asyncio.create_task(self._server.serve())
         reader, self._writer = await asyncio.open_connection(sock=self._sock)
         # Everything made so far lives as long as the process: the collector need not look at it again. The threshold is
@@ -81,15 +85,19 @@ class Worker:
                 self._done.set()
 
 
-def make_server(engine: str, app: App, fd: int, config: Config) -> Any:
-    """The HTTP server of this name: `await serve()` until `stop()`."""
-    if engine == "native":
-        from .ingress.native_server import NativeServer
+def engine_of(name: str, fd: int, config: Config) -> tuple[Callable[..., Any], Callable[[App], Any]]:
+    """Both halves of the engine of this name: what makes the upstream client, and what makes the HTTP server of an app
+    (`await serve()` until `stop()`)."""
+    if name == "native":
+        from .ingress.native_server import NativeServer, make_engine
+        from .upstream.native_client import NativeClient
 
-        return NativeServer(app, fd, config.listen, config.most_body_bytes)
+        engine = make_engine(fd, config.listen, config.most_body_bytes)
+        return partial(NativeClient, engine), lambda app: NativeServer(app, fd, config.listen, engine=engine)
     from .ingress.granian_server import GranianServer
+    from .upstream.client import Client
 
-    return GranianServer(app, fd, config.listen)
+    return Client, lambda app: GranianServer(app, fd, config.listen)
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ use pyo3::prelude::*;
 fn _native(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_class::<kernels::scan::FieldScanner>()?;
     m.add_class::<engine::hub::Engine>()?;
+    m.add_class::<engine::client::Head>()?;
     m.add_class::<kernels::sse::StreamScanner>()?;
     Ok(())
 }

@@ -26,7 +26,7 @@ class AsgiCaller:
     """`receive` and `send` of one ASGI request."""
 
     __slots__ = (
-        "_beat", "_beat_ns", "_body_done", "_closing", "_eager", "_held", "_length", "_pending", "_receive", "_send", "_watch", "early", "ended", "gone", "slow",
+        "_beat", "_beat_ns", "_body_done", "_closing", "_eager", "_extensions", "_held", "_length", "_pending", "_receive", "_send", "_watch", "early", "ended", "gone", "slow",
         "started_ns", "task",
     )  # fmt: skip
 
@@ -38,7 +38,9 @@ class AsgiCaller:
         started_ns: int,
         task: "asyncio.Task[Any] | None",
         closing: bool,
+        extensions: dict[str, Any] | None = None,
     ) -> None:
+        self._extensions = extensions
         self._receive = receive
         self._send = send
         self._length = length  # content-length, -1 if there is none
@@ -133,6 +135,11 @@ class AsgiCaller:
         sent: Any = self._send({"type": "http.response.body", "body": data, "more_body": True})
         self._pending = sent if hasattr(sent, "done") else None
         return True
+
+    @property
+    def relay_to(self) -> Any:
+        """What a native call's `relay` writes to; None on a server without the extension."""
+        return self._send if self._extensions and "turnout.relay" in self._extensions else None
 
     def hold(self, headers: Headers) -> None:
         """The response head waits for the commit; should that take long, it goes out early with these headers."""

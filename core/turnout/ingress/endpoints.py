@@ -90,7 +90,8 @@ class Endpoints:
             await flow.refuse(x, fault, AsgiCaller(receive, send, -1, started_ns, None, callers.draining))
             flow.settle(x)
             return
-        caller = AsgiCaller(receive, send, length, started_ns, asyncio.current_task(), callers.draining)
+        task = asyncio.current_task()
+        caller = AsgiCaller(receive, send, length, started_ns, task, callers.draining, scope.get("extensions"))
         callers.add(caller)
         try:
             await flow.handle(x, key, caller)

@@ -9,24 +9,30 @@ from typing import Any
 
 from .. import native
 from ..config.model import Listen
+from ..errors import Fault
 
 TICK_S = 0.25  # how exactly time limits of connections are kept
 STOP_S = 2.0  # after the app has ended, for last bytes that are on their way
 
 
+def make_engine(fd: int, listen: Listen, most_body_bytes: int = 0) -> Any:
+    """The engine on this listening socket, of which it makes a handle of its own."""
+    return native.Engine(
+        fd,
+        max_connections=listen.max_connections,
+        header_timeout_ms=listen.header_timeout_ms,
+        body_timeout_ms=listen.body_timeout_ms,
+        idle_timeout_ms=listen.idle_timeout_ms,
+        max_body_bytes=most_body_bytes or listen.max_body_bytes,
+    )
+
+
 class NativeServer:
     """Serves `app` on an inherited listening socket, which it takes over, until `stop()`."""
 
-    def __init__(self, app: Any, fd: int, listen: Listen, most_body_bytes: int = 0) -> None:
+    def __init__(self, app: Any, fd: int, listen: Listen, most_body_bytes: int = 0, engine: Any = None) -> None:
         self._app = app
-        self.engine = native.Engine(
-            fd,
-            max_connections=listen.max_connections,
-            header_timeout_ms=listen.header_timeout_ms,
-            body_timeout_ms=listen.body_timeout_ms,
-            idle_timeout_ms=listen.idle_timeout_ms,
-            max_body_bytes=most_body_bytes or listen.max_body_bytes,
-        )
+        self.engine = engine or make_engine(fd, listen, most_body_bytes)
         os.close(fd)  # the engine has a handle of its own: when it closes that, nobody of this process listens any more
         self._stopping = asyncio.Event()
         self._lifespan = Lifespan(app)
@@ -37,7 +43,7 @@ class NativeServer:
         loop = self._loop = asyncio.get_running_loop()
         engine = self.engine
         await self._lifespan.start()
-        engine.start(self._app, loop, self._lifespan.state)
+        engine.start(self._app, loop, self._lifespan.state, Fault)
         loop.add_reader(engine.fileno(), engine.turn)
         self._tick()
         try:

@@ -6,6 +6,7 @@ complete yet is held back, so that a stream which breaks in the middle of one ne
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
@@ -45,6 +46,17 @@ class StreamReader:
         self.done = False  # `[DONE]` was seen
         self.fault: Fault | None = None  # the stream broke; nothing after it is handed on
         self.error_event = b""
+
+    @property
+    def scanner(self) -> Any:
+        """What a native relay reads with; `catch_up` afterwards."""
+        return self._scanner
+
+    def catch_up(self) -> None:
+        """Look at what a relay has passed without us."""
+        self.chunks = self._scanner.chunks
+        if self._scanner.turned:
+            self._look()
 
     @property
     def content_bytes(self) -> int:

@@ -5,7 +5,7 @@ It awaits the client's side for every piece, so a slow client holds back the ups
 """
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from ..errors import Fault
 from ..exchange import Exchange
@@ -37,6 +37,8 @@ class Call(Protocol):
 class Client(Protocol):
     """What the relay needs of the client's side (ingress/caller.py satisfies it)."""
 
+    @property
+    def relay_to(self) -> Any: ...
     async def send(self, data: bytes, more: bool) -> None: ...
     def push(self, data: bytes) -> bool: ...
 
@@ -81,9 +83,10 @@ class Relay:
     async def run(self, x: Exchange, client: Client) -> Fault | None:
         """Move the rest. Returns None after a sound end, the Fault after which the answer is incomplete otherwise.
 
-        There are two gears. While the client keeps up and nothing but content passes, `push` runs straight from the
-        socket's callback: no task is woken for a chunk. Whatever else happens (a slow client, the finish, a fault)
-        shifts down to this loop.
+        There are three gears. Where both sides belong to the native engine it moves the chunks by itself (the ASGI
+        extension `turnout.relay`). Else, while the client keeps up and nothing but content passes, `push` runs straight
+        from the socket's callback: no task is woken for a chunk. Whatever else happens (a slow client, the finish, a
+        fault) shifts down to this loop.
         """
         call, reader = self.call, self.reader
         now = self._now
@@ -91,6 +94,7 @@ class Relay:
         data = b"".join(self._held)
         self._held.clear()
         finishing = False
+        to = client.relay_to if hasattr(call, "relay") else None
 
         def push() -> bool:
             """Hand on what has just come. False: it has to be looked at by the loop."""
@@ -129,10 +133,23 @@ class Relay:
                 finishing = True
                 call.idle(AFTER_FINISH_NS, now())
             try:
-                await call.wait_pushing(push)
+                if to is None:
+                    await call.wait_pushing(push)
+                else:
+                    await self._relay(x, to)
             except Fault as fault:
                 # What came before the break is in the client's hands; the rest of the event it broke in is not.
                 return None if reader.finish else fault
+
+    async def _relay(self, x: Exchange, to: Any) -> None:
+        """The third gear: the engine moves the stream by itself until something else than content has passed."""
+        call: Any = self.call
+        before = call.moved
+        try:
+            await call.relay(to, self.reader.scanner)
+        finally:
+            x.bytes_out += call.moved - before
+            self.reader.catch_up()
 
     def close(self) -> None:
         """End the upstream call if it is not over; a lingering one is left to its last packet."""

@@ -2,17 +2,15 @@
 
 import email.utils
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
 from ..errors import Fault
 from ..exchange import Headers
-from .call import Call
-from .client import Client, Connection
+from .call import Call, Request
 from .connect import Origin
 
-MAX_ANSWER_BYTES = 32 * 1024 * 1024
 MAX_ERROR_BYTES = 1024 * 1024
 # What a provider says in an error is shown to the client up to here.
 MAX_MESSAGE = 2_000
@@ -38,19 +36,12 @@ class ErrorEnvelope(msgspec.Struct):
 _decode_envelope = msgspec.json.Decoder(ErrorEnvelope).decode
 
 
-class Request(msgspec.Struct):
-    """One request as it goes to a port. Times are monotonic nanoseconds."""
+class Client(Protocol):
+    """What a port needs of a client (client.py and native_client.py satisfy it)."""
 
-    path: str  # after the provider's base path
-    stream: bool
-    pieces: list[bytes | memoryview]  # the body
-    length: int  # of the body in bytes
-    forward: Headers  # client headers that may pass
-    now_ns: int
-    first_ns: int  # by when the first token of a stream, or the head of a whole answer, must be there
-    deadline_ns: int  # by when all of it must be over
-    connect_ms: int
-    idle_ns: int  # how long the answer may fall silent
+    def prepare(self, origin: Origin, target: str, lines: list[tuple[str, str]]) -> Any: ...
+    def open_nowait(self, origin: Origin, head: Any, request: Request) -> Call | None: ...
+    async def open(self, origin: Origin, head: Any, request: Request) -> Call: ...
 
 
 class OpenAIPort:
@@ -61,28 +52,28 @@ class OpenAIPort:
     ) -> None:
         self._client = client
         self._origin = origin
-        self._lines = (
-            f"host: {origin.authority}\r\n"
-            f"user-agent: {user_agent}\r\n"
+        self._lines = [
+            ("host", origin.authority),
+            ("user-agent", user_agent),
             # Compressed answers would have to be opened to find usage and events; loopback and data centres do not need it.
-            "accept-encoding: identity\r\n"
-            "content-type: application/json\r\n"
-            + origin.proxy_header
-            + "".join(f"{name}: {value}\r\n" for name, value in credential.items())
-        )
-        self._heads: dict[tuple[str, bool], bytes] = {}
+            ("accept-encoding", "identity"),
+            ("content-type", "application/json"),
+            *origin.proxy_lines,
+            *credential.items(),
+        ]
+        self._heads: dict[tuple[str, bool], Any] = {}
         # What must not come back in an error: the key, and whatever else the config sends along.
         values = [value.removeprefix("Bearer ") for value in credential.values()]
         self._ours = tuple(value.encode() for value in values if len(value) >= LEAST_SECRET)
         self.include_usage = include_usage
 
-    def _head(self, path: str, stream: bool) -> bytes:
+    def _head(self, path: str, stream: bool) -> Any:
         head = self._heads.get((path, stream))
         if head is None:
             o = self._origin
             accept = "text/event-stream" if stream else "application/json"
-            text = f"POST {o.target_prefix}{o.base_path}{path} HTTP/1.1\r\n{self._lines}accept: {accept}\r\ncontent-length: "
-            head = self._heads[path, stream] = text.encode("latin-1")
+            target = f"{o.target_prefix}{o.base_path}{path}"
+            head = self._heads[path, stream] = self._client.prepare(o, target, [*self._lines, ("accept", accept)])
         return head
 
     def scrub(self, body: bytes) -> bytes:
@@ -93,25 +84,12 @@ class OpenAIPort:
         return body
 
     def open_nowait(self, request: Request) -> Call | None:
-        """Send on an idle connection; None when there is none."""
-        conn = self._client.checkout(self._origin)
-        return self._send(conn, request) if conn is not None else None
+        """Send the request, if that needs no waiting; else None."""
+        return self._client.open_nowait(self._origin, self._head(request.path, request.stream), request)
 
     async def open(self, request: Request) -> Call:
-        """Send on a connection of its own. Raises Fault connect, connect_timeout or tls."""
-        left_ms = max(1, (request.deadline_ns - request.now_ns) // 1_000_000)
-        conn = await self._client.connect(self._origin, min(request.connect_ms, left_ms) / 1000)
-        return self._send(conn, request)
-
-    def _send(self, conn: Connection, request: Request) -> Call:
-        stream = request.stream
-        head = self._head(request.path, stream) + b"%d\r\n" % request.length
-        for name, value in request.forward:
-            head += name + b": " + value + b"\r\n"
-        call = self._client.send(conn, [head + b"\r\n", *request.pieces], not stream, MAX_ANSWER_BYTES)
-        kind = "ttft_timeout" if stream else "plain_timeout"
-        call.limit(request.first_ns, kind, request.deadline_ns, request.idle_ns)
-        return call
+        """Send the request on a connection of its own. Raises Fault connect, connect_timeout or tls."""
+        return await self._client.open(self._origin, self._head(request.path, request.stream), request)
 
 
 def is_json(media_type: bytes) -> bool:

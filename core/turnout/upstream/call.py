@@ -4,7 +4,10 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from ..errors import Fault
+from ..exchange import Headers
 
 if TYPE_CHECKING:
     from .client import Client, Connection
@@ -13,6 +16,21 @@ if TYPE_CHECKING:
 IDLE_STRETCH = 3
 # After `[DONE]` the final chunk is at most a packet behind.
 LINGER_NS = 500_000_000
+
+
+class Request(msgspec.Struct):
+    """One request as it goes to a port. Times are monotonic nanoseconds."""
+
+    path: str  # after the provider's base path
+    stream: bool
+    pieces: list[bytes | memoryview]  # the body
+    length: int  # of the body in bytes
+    forward: Headers  # client headers that may pass
+    now_ns: int
+    first_ns: int  # by when the first token of a stream, or the head of a whole answer, must be there
+    deadline_ns: int  # by when all of it must be over
+    connect_ms: int
+    idle_ns: int  # how long the answer may fall silent
 
 
 class Call:

@@ -16,9 +16,10 @@ import httptools
 
 from ..errors import Fault
 from ..wire.headers import TO_CLIENT
-from .call import Call
+from .call import Call, Request
 from .connect import Origin, connect
 
+MAX_ANSWER_BYTES = 32 * 1024 * 1024
 # Bytes of an answer that may wait for a slow client before the upstream socket is paused.
 HIGH_WATER = 256 * 1024
 TICK_S = 0.02
@@ -205,6 +206,10 @@ class Client:
         self.origins: list[Origin] = []
         self._ticks = 0
 
+    def add(self, origin: Origin) -> None:
+        """An origin of the present config."""
+        self.origins.append(origin)
+
     def checkout(self, origin: Origin) -> "Connection | None":
         """An idle connection that is still alive, the one used last first; None if there is none."""
         idle = origin.idle
@@ -220,6 +225,32 @@ class Client:
         if conn.lost:
             raise Fault("reset", "the upstream closed the connection before it answered")
         return conn
+
+    def prepare(self, origin: Origin, target: str, lines: list[tuple[str, str]]) -> bytes:
+        """The head of requests to `target` (as in the request line), up to the value of content-length."""
+        text = "".join(f"{name}: {value}\r\n" for name, value in lines)
+        return f"POST {target} HTTP/1.1\r\n{text}content-length: ".encode("latin-1")
+
+    def open_nowait(self, origin: Origin, head: bytes, request: Request) -> Call | None:
+        """Send on an idle connection; None when there is none."""
+        conn = self.checkout(origin)
+        return self._send(conn, head, request) if conn is not None else None
+
+    async def open(self, origin: Origin, head: bytes, request: Request) -> Call:
+        """Send on a connection of its own. Raises Fault connect, connect_timeout or tls."""
+        left_ms = max(1, (request.deadline_ns - request.now_ns) // 1_000_000)
+        conn = await self.connect(origin, min(request.connect_ms, left_ms) / 1000)
+        return self._send(conn, head, request)
+
+    def _send(self, conn: "Connection", head: bytes, request: Request) -> Call:
+        stream = request.stream
+        head += b"%d\r\n" % request.length
+        for name, value in request.forward:
+            head += name + b": " + value + b"\r\n"
+        call = self.send(conn, [head + b"\r\n", *request.pieces], not stream, MAX_ANSWER_BYTES)
+        kind = "ttft_timeout" if stream else "plain_timeout"
+        call.limit(request.first_ns, kind, request.deadline_ns, request.idle_ns)
+        return call
 
     def send(self, conn: "Connection", pieces: Sequence[bytes | memoryview], whole: bool, most: int) -> Call:
         """Send one request (`pieces` = head and body; an answer over `most` bytes is refused)."""
@@ -246,6 +277,15 @@ class Client:
                     old += 1
                 if old:
                     del idle[:old]
+
+    def retire(self) -> None:
+        """The origins of an old config: idle connections are closed, the others when their answer is complete."""
+        for origin in self.origins:
+            for conn in origin.idle:
+                conn.transport.close()
+            origin.idle.clear()
+            origin.max_idle = 0
+        self.origins = []
 
     def close(self) -> None:
         for call in tuple(self.calls):

@@ -20,6 +20,7 @@ class Origin:
         "host",
         "idle",
         "max_idle",
+        "pool",
         "port",
         "proxy",
         "proxy_host",
@@ -44,7 +45,8 @@ class Origin:
         self.proxy_host = (self.proxy.hostname or "") if self.proxy else ""
         self.proxy_port = (self.proxy.port or 80) if self.proxy else 80
         self.max_idle = max_idle
-        self.idle: list[Any] = []
+        self.idle: list[Any] = []  # of the pure client
+        self.pool: Any = None  # of the native one
 
     @property
     def target_prefix(self) -> str:
@@ -52,16 +54,16 @@ class Origin:
         return f"http://{self.authority}" if self.proxy is not None and self.tls is None else ""
 
     @property
-    def proxy_header(self) -> str:
+    def proxy_lines(self) -> list[tuple[str, str]]:
         """The proxy's credential, for plain requests through it; for TLS it is sent with CONNECT only."""
-        return _credential(self.proxy) if self.proxy is not None and self.tls is None else ""
+        return _credential(self.proxy) if self.proxy is not None and self.tls is None else []
 
 
-def _credential(proxy: SplitResult) -> str:
+def _credential(proxy: SplitResult) -> list[tuple[str, str]]:
     if not proxy.username:
-        return ""
+        return []
     pair = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}".encode()
-    return f"proxy-authorization: Basic {base64.b64encode(pair).decode()}\r\n"
+    return [("proxy-authorization", f"Basic {base64.b64encode(pair).decode()}")]
 
 
 async def connect(loop: asyncio.AbstractEventLoop, origin: Origin, factory: Callable[[], Any], seconds: float) -> Any:
@@ -105,7 +107,8 @@ async def _tunnel(loop: asyncio.AbstractEventLoop, origin: Origin) -> socket.soc
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         await loop.sock_connect(sock, address)
         host = f"[{origin.host}]" if ":" in origin.host else origin.host
-        ask = f"CONNECT {host}:{origin.port} HTTP/1.1\r\nhost: {host}:{origin.port}\r\n{_credential(proxy)}\r\n"
+        lines = "".join(f"{name}: {value}\r\n" for name, value in _credential(proxy))
+        ask = f"CONNECT {host}:{origin.port} HTTP/1.1\r\nhost: {host}:{origin.port}\r\n{lines}\r\n"
         await loop.sock_sendall(sock, ask.encode())
         head = b""
         while not head.endswith(b"\r\n\r\n"):

@@ -15,12 +15,18 @@ use pyo3::types::{PyDict, PyString};
 
 use super::message::{bytes_of, event, head_of, scope};
 use super::request::{refuse, respond, Got, Req, HIGH};
+use super::task::Task;
+use super::wake::Wake;
 
 /// The loop's side.
 pub struct Hooks {
     pub app: Py<PyAny>,
-    pub create_future: Py<PyAny>,
-    pub create_task: Py<PyAny>,
+    /// `turnout.errors.Fault`: what a failed call raises.
+    pub fault: Py<PyAny>,
+    pub r#loop: Py<PyAny>,
+    /// asyncio's own: they say which task is the current one.
+    pub enter_task: Py<PyAny>,
+    pub leave_task: Py<PyAny>,
     pub call_soon: Py<PyAny>,
     /// `Engine.run` of the engine that this belongs to.
     pub run: Py<PyAny>,
@@ -99,6 +105,12 @@ impl Nothing {
 #[pyclass]
 pub struct Ready(Option<Py<PyAny>>);
 
+impl Ready {
+    pub fn new(value: Py<PyAny>) -> Self {
+        Self(Some(value))
+    }
+}
+
 #[pymethods]
 impl Ready {
     fn __await__(slf: Py<Self>) -> Py<Self> {
@@ -135,14 +147,14 @@ impl Exchange {
             let event = event(py, Got::Disconnect)?.into_any().unbind();
             return Ok(Bound::new(py, Ready(Some(event)))?.into_any());
         };
-        let future = hooks.create_future.bind(py).call0()?;
+        let wake = Wake::new(py, self.engine)?;
         {
             let mut state = self.req.lock();
             state.watched = true;
-            state.receivers.push(future.clone().unbind());
+            state.receivers.push(wake.clone_ref(py));
         }
         self.wake(py, &hooks)?;
-        Ok(future)
+        Ok(wake.into_bound(py).into_any())
     }
 
     fn send<'py>(&self, py: Python<'py>, message: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
@@ -188,6 +200,23 @@ impl Exchange {
 }
 
 impl Exchange {
+    /// The response, for a relay that goes on with its body; the app has sent the head.
+    pub fn begin_relay(&self) -> PyResult<Arc<Req>> {
+        let mut state = self.req.lock();
+        if state.finished {
+            return Err(PyRuntimeError::new_err("the response is already complete"));
+        }
+        if !state.started && !state.over {
+            let Some(head) = state.head.take() else {
+                return Err(PyRuntimeError::new_err("http.response.start must come before a relay"));
+            };
+            state.started = true;
+            state.response = Some(respond(&self.req, head, None));
+        }
+        state.relaying = true;
+        Ok(Arc::clone(&self.req))
+    }
+
     fn hooks(&self) -> PyResult<Option<Arc<Hooks>>> {
         if std::thread::current().id() != self.thread {
             return Err(PyRuntimeError::new_err(
@@ -238,6 +267,9 @@ impl Exchange {
             if state.finished {
                 return Err(PyRuntimeError::new_err("the response is already complete"));
             }
+            if state.relaying {
+                return Err(PyRuntimeError::new_err("a relay is writing this response"));
+            }
             if !state.started {
                 let Some(head) = state.head.take() else {
                     return Err(PyRuntimeError::new_err("http.response.start must come before the body"));
@@ -254,9 +286,9 @@ impl Exchange {
         if !full {
             return Ok(hooks.ready(py));
         }
-        let future = hooks.create_future.bind(py).call0()?;
-        self.req.lock().senders.push(future.clone().unbind());
-        Ok(future)
+        let wake = Wake::new(py, self.engine)?;
+        self.req.lock().senders.push(wake.clone_ref(py));
+        Ok(wake.into_bound(py).into_any())
     }
 
     /// Nothing more comes from the app: an answer that is not complete is cut off, one that was not begun is a 500.
@@ -308,12 +340,10 @@ fn start(
     let receive = exchange.getattr(intern!(py, "receive"))?;
     let send = exchange.getattr(intern!(py, "send"))?;
     let coroutine = hooks.app.bind(py).call1((scope, receive, send))?;
-    let task = hooks.create_task.bind(py).call1((coroutine,))?;
-    task.call_method1(
-        intern!(py, "add_done_callback"),
-        (exchange.getattr(intern!(py, "done"))?,),
-    )?;
-    exchange.get().req.lock().task = Some(task.unbind());
+    let done = exchange.getattr(intern!(py, "done"))?;
+    let task = Task::new(py, exchange.get().engine, coroutine.unbind(), done.unbind())?;
+    exchange.get().req.lock().task = Some(task.clone_ref(py));
+    Task::step(task.bind(py), None);
     Ok(())
 }
 
@@ -339,17 +369,8 @@ pub fn release(py: Python<'_>, req: &Arc<Req>) {
     resolve(py, waiting, py.None().bind(py));
 }
 
-fn resolve(py: Python<'_>, waiting: Vec<Py<PyAny>>, value: &Bound<'_, PyAny>) {
-    for future in waiting {
-        let future = future.into_bound(py);
-        let result = (|| -> PyResult<()> {
-            if !future.call_method0(intern!(py, "done"))?.is_truthy()? {
-                future.call_method1(intern!(py, "set_result"), (value,))?;
-            }
-            Ok(())
-        })();
-        if let Err(err) = result {
-            err.write_unraisable(py, None);
-        }
+fn resolve(py: Python<'_>, waiting: Vec<Py<Wake>>, value: &Bound<'_, PyAny>) {
+    for wake in waiting {
+        Wake::resolve(wake.bind(py), Ok(value.clone().unbind()));
     }
 }

@@ -2,24 +2,34 @@
 
 use std::cell::{Cell, RefCell};
 use std::io;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::Arc;
+use std::task::Waker;
 use std::time::Instant;
+
+use http::{HeaderName, Request};
 
 use pyo3::exceptions::{PyOSError, PyRuntimeError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::asgi::{self, Hooks, Nothing};
+use super::call::Call;
+use super::client;
 use super::exec::Exec;
+use super::pool::{Ground, Pool};
 use super::request::Req;
 use super::server::{Event, Limits, Outbox, ServerConn};
 use super::sys::{self, Poller, Socket};
+use super::upstream::Whole;
 
 const LISTENER: u64 = u64::MAX;
 const MOST_ACCEPTS: u32 = 32;
+/// How often in one turn what Python has set going is looked at: request in, request up, answer out.
+const ROUNDS: u32 = 4;
 /// How long no connection is accepted after the system refused one (no file descriptors, no memory).
 const PAUSE_MS: u64 = 100;
 
@@ -76,17 +86,21 @@ impl Engine {
                 most_body: max_body_bytes.saturating_add(1),
             },
             began: Instant::now(),
+            pools: RefCell::default(),
+            kept: RefCell::new(Rc::new([])),
         };
         ENGINES.with_borrow_mut(|all| all.push(Rc::new(core)));
         Ok(Self { name })
     }
 
-    /// Serve `app` on `loop`; `state` is what the app's lifespan left for its requests.
+    /// Serve `app` on `loop`; `state` is what the app's lifespan left for its requests. Failed calls raise
+    /// `fault(kind, message)`.
     fn start(
         slf: &Bound<'_, Self>,
         app: Py<PyAny>,
         r#loop: &Bound<'_, PyAny>,
         state: &Bound<'_, PyDict>,
+        fault: Py<PyAny>,
     ) -> PyResult<()> {
         let py = slf.py();
         let core = slf.get().core()?;
@@ -99,14 +113,19 @@ impl Engine {
         scope.set_item("http_version", "1.1")?;
         scope.set_item("scheme", "http")?;
         scope.set_item("root_path", "")?;
-        scope.set_item("extensions", PyDict::new(py))?;
+        let extensions = PyDict::new(py);
+        extensions.set_item("turnout.relay", PyDict::new(py))?;
+        scope.set_item("extensions", extensions)?;
         scope.set_item("state", state)?;
         let local = core.listener.borrow().as_ref().and_then(|l| l.local_addr().ok());
         scope.set_item("server", local.map(|a| (a.ip().to_string(), a.port())))?;
+        let tasks = py.import("asyncio.tasks")?;
         let hooks = Hooks {
             app,
-            create_future: r#loop.getattr("create_future")?.unbind(),
-            create_task: r#loop.getattr("create_task")?.unbind(),
+            fault,
+            r#loop: r#loop.clone().unbind(),
+            enter_task: tasks.getattr("_enter_task")?.unbind(),
+            leave_task: tasks.getattr("_leave_task")?.unbind(),
             call_soon: r#loop.getattr("call_soon")?.unbind(),
             report: r#loop.getattr("call_exception_handler")?.unbind(),
             run: slf.getattr("run")?.unbind(),
@@ -135,6 +154,55 @@ impl Engine {
         Req::live()
     }
 
+    /// Requests to upstreams that are not over or that somebody still holds, in this process.
+    #[getter]
+    fn calls(&self) -> usize {
+        Call::live()
+    }
+
+    /// The headers of upstream answers that are kept, by their lower-case names.
+    fn keep(&self, names: Vec<Vec<u8>>) -> PyResult<()> {
+        let names: Result<Vec<_>, _> = names.iter().map(|name| HeaderName::from_bytes(name)).collect();
+        let names = names.map_err(|_| PyRuntimeError::new_err("a header's name is not valid"))?;
+        self.core()?.kept.replace(names.into());
+        Ok(())
+    }
+
+    /// A pool of connections to one origin, with at most `most_idle` idle ones.
+    fn pool(&self, most_idle: usize) -> PyResult<client::Pool> {
+        let core = self.core()?;
+        let mut pools = core.pools.borrow_mut();
+        pools.push(Pool::new(most_idle));
+        Ok(client::Pool {
+            engine: self.name,
+            id: pools.len() - 1,
+        })
+    }
+
+    /// Look at the limits of the calls under way; for every 20 ms.
+    fn watch(&self, py: Python<'_>) -> PyResult<()> {
+        let core = self.core()?;
+        let pools = core.pools.borrow().clone();
+        let now = sys::now_ns();
+        for pool in pools {
+            pool.tick(&core.exec, now);
+        }
+        if core.exec.pending() {
+            core.turn(py, false)?;
+        }
+        Ok(())
+    }
+
+    /// End all calls to upstreams.
+    fn close_upstream(&self, py: Python<'_>) -> PyResult<()> {
+        let core = self.core()?;
+        let pools = core.pools.borrow().clone();
+        for pool in pools {
+            pool.close(&core.exec);
+        }
+        asgi::hooks_of(core.name).map_or(Ok(()), |hooks| hooks.schedule(py))
+    }
+
     /// Take what is ready and do it.
     fn turn(&self, py: Python<'_>) -> PyResult<()> {
         self.core()?.turn(py, true)
@@ -158,16 +226,29 @@ impl Engine {
         let core = self.core()?;
         core.unlisten();
         core.exec.drain();
-        core.turn(py, false)
+        // The caller may be a task: others go on from the loop.
+        asgi::hooks_of(core.name).map_or(Ok(()), |hooks| hooks.schedule(py))
     }
 
-    /// End everything at once. Idempotent.
-    fn close(&self, py: Python<'_>) {
-        let Ok(core) = self.core() else { return };
-        ENGINES.with_borrow_mut(|all| all.retain(|one| one.name != self.name));
+    /// End everything at once; requests hear of it in the loop's next turn. Idempotent.
+    fn close(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let Ok(core) = slf.get().core() else { return Ok(()) };
         core.unlisten();
         core.exec.clear();
+        match asgi::hooks_of(core.name) {
+            Some(hooks) => hooks.call_soon.bind(slf.py()).call1((slf.getattr("bury")?,)).map(drop),
+            None => {
+                slf.get().bury(slf.py());
+                Ok(())
+            }
+        }
+    }
+
+    /// After `close`: the last events, then nothing is left of it.
+    fn bury(&self, py: Python<'_>) {
+        let Ok(core) = self.core() else { return };
         core.deliver(py);
+        ENGINES.with_borrow_mut(|all| all.retain(|one| one.name != self.name));
         // The hooks hold `run`, and with it the engine: without this they would keep each other.
         asgi::forget(self.name);
     }
@@ -175,13 +256,11 @@ impl Engine {
 
 impl Engine {
     fn core(&self) -> PyResult<Rc<Core>> {
-        ENGINES
-            .with_borrow(|all| all.iter().find(|one| one.name == self.name).cloned())
-            .ok_or_else(|| PyRuntimeError::new_err("the engine is closed, or of another thread"))
+        core_of(self.name)
     }
 }
 
-struct Core {
+pub struct Core {
     name: u64,
     poller: Rc<Poller>,
     exec: Exec,
@@ -192,9 +271,46 @@ struct Core {
     most_connections: usize,
     limits: Limits,
     began: Instant,
+    pools: RefCell<Vec<Rc<Pool>>>,
+    kept: RefCell<Rc<[HeaderName]>>,
+}
+
+/// This thread's engine of that name.
+pub fn core_of(name: u64) -> PyResult<Rc<Core>> {
+    ENGINES
+        .with_borrow(|all| all.iter().find(|one| one.name == name).cloned())
+        .ok_or_else(|| PyRuntimeError::new_err("the engine is closed, or of another thread"))
 }
 
 impl Core {
+    pub fn pool(&self, id: usize) -> PyResult<Rc<Pool>> {
+        let pools = self.pools.borrow();
+        let found = pools.get(id).cloned();
+        found.ok_or_else(|| PyRuntimeError::new_err("no such pool"))
+    }
+
+    pub fn retire(&self, id: usize) -> PyResult<()> {
+        self.pool(id)?.retire(&self.exec);
+        Ok(())
+    }
+
+    pub fn dial(
+        &self,
+        pool: &Rc<Pool>,
+        addresses: Vec<SocketAddr>,
+        request: Request<Whole>,
+        make: impl FnOnce(Waker) -> Arc<Call>,
+    ) -> Arc<Call> {
+        let kept = self.kept.borrow().clone();
+        let ground = Ground {
+            exec: &self.exec,
+            poller: &self.poller,
+            outbox: &self.outbox,
+            kept: &kept,
+        };
+        pool.dial(&ground, addresses, request, make)
+    }
+
     fn now_ms(&self) -> u64 {
         self.began.elapsed().as_millis() as u64
     }
@@ -211,7 +327,7 @@ impl Core {
             }
         }
         self.exec.begin();
-        for _ in 0..2 {
+        for _ in 0..ROUNDS {
             self.exec.run();
             if !self.deliver(py) {
                 break;
@@ -255,6 +371,7 @@ impl Core {
                 Event::Begin(req, parts, peer) => asgi::begin(py, self.name, &hooks, req, &parts, peer),
                 Event::Receive(req) => asgi::deliver(py, &req),
                 Event::Room(req) => asgi::release(py, &req),
+                Event::Call(call) => client::deliver(py, self.name, &call),
             }
         }
         any

@@ -8,13 +8,19 @@
 //! < `server` (one connection) < `message` + `asgi` (what Python sees) < `hub` (all of it).
 
 pub mod asgi;
+pub mod call;
+pub mod client;
 pub mod exec;
 pub mod framing;
 pub mod hub;
 pub mod io;
 pub mod message;
+pub mod pool;
 pub mod request;
 #[cfg(test)]
 mod scripted;
 pub mod server;
 pub mod sys;
+pub mod task;
+pub mod upstream;
+pub mod wake;

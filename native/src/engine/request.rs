@@ -15,7 +15,10 @@ use bytes::Bytes;
 use http::{header, HeaderValue, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use pyo3::{Py, PyAny};
+use pyo3::Py;
+
+use super::task::Task;
+use super::wake::Wake;
 
 /// Read of a body before anybody asks for it: most requests are whole then.
 const EAGER: usize = 64 * 1024;
@@ -65,12 +68,16 @@ pub struct State {
     pub gone: bool,
     /// The answer is with hyper as a whole, or the connection is over.
     pub over: bool,
+    /// A relay that waits for room, or for the end.
+    pub feeder: Option<Waker>,
+    /// A relay is writing the answer: `send` may not.
+    pub relaying: bool,
     /// Somebody waits in `receive`; the futures, where it is Python.
     pub watched: bool,
-    pub receivers: Vec<Py<PyAny>>,
-    pub senders: Vec<Py<PyAny>>,
-    /// The task that serves it: the loop itself holds it weakly only.
-    pub task: Option<Py<PyAny>>,
+    pub receivers: Vec<Py<Wake>>,
+    pub senders: Vec<Py<Wake>>,
+    /// The task that serves it: what it waits for may hold it weakly only.
+    pub task: Option<Py<Task>>,
 }
 
 pub struct Req {
@@ -115,6 +122,8 @@ impl Req {
                 cut: false,
                 gone: false,
                 over: false,
+                feeder: None,
+                relaying: false,
                 watched: false,
                 receivers: Vec::new(),
                 senders: Vec::new(),
@@ -189,9 +198,16 @@ impl State {
 
     /// One piece of the answer.
     pub fn push(&mut self, data: Bytes) {
-        if !data.is_empty() {
+        if !data.is_empty() && !self.over {
             self.out_size += data.len();
             self.out.push_back(data);
+        }
+    }
+
+    /// There is room, or an end: the relay that waits for it goes on.
+    pub fn feed(&mut self) {
+        if let Some(feeder) = self.feeder.take() {
+            feeder.wake();
         }
     }
 
@@ -205,6 +221,7 @@ impl State {
         self.over = true;
         self.out.clear();
         self.out_size = 0;
+        self.feed();
     }
 }
 

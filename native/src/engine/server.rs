@@ -14,6 +14,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::Service;
 
+use super::call::Call;
 use super::exec::{Step, Task};
 use super::io::{Gate, Io};
 use super::request::{refuse, Answer, BodyEnd, Req, LOW};
@@ -27,6 +28,8 @@ pub enum Event {
     Receive(Arc<Req>),
     /// Somebody who waits in `send` may go on.
     Room(Arc<Req>),
+    /// An upstream's answer has something for whoever waits.
+    Call(Arc<Call>),
 }
 
 pub type Outbox = Rc<RefCell<Vec<Event>>>;
@@ -202,6 +205,9 @@ impl ServerConn {
             }
             if !state.senders.is_empty() && (state.out_size <= LOW || state.over) {
                 outbox.push(Event::Room(Arc::clone(&req)));
+            }
+            if state.out_size <= LOW {
+                state.feed();
             }
             if state.over {
                 drop(state);

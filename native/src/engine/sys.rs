@@ -1,5 +1,6 @@
 //! The system calls: epoll, and sockets that never block. All `unsafe` of the engine that is not hyper's buffer is here.
 
+use std::cell::Cell;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -109,6 +110,98 @@ pub fn listener(fd: RawFd) -> io::Result<TcpListener> {
     let listener = TcpListener::from(owned);
     listener.set_nonblocking(true)?;
     Ok(listener)
+}
+
+/// Monotonic nanoseconds, on the clock of Python's `time.monotonic_ns`.
+pub fn now_ns() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `now` outlives the call. CLOCK_MONOTONIC is always there.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+/// How far connecting has come.
+pub enum Dialing {
+    Pending,
+    Connected,
+    /// What to tell.
+    Failed(&'static str),
+}
+
+/// A socket on its way to being connected.
+pub struct Connecting {
+    socket: Option<socket2::Socket>,
+    failed: Cell<Option<&'static str>>,
+    ready: Cell<bool>,
+}
+
+impl Connecting {
+    /// No address was tried yet.
+    pub fn none() -> Self {
+        Self {
+            socket: None,
+            failed: Cell::new(Some("the upstream's host name could not be resolved")),
+            ready: Cell::new(false),
+        }
+    }
+
+    pub fn begin(address: SocketAddr) -> Self {
+        let begun = Self::try_begin(address);
+        Self {
+            failed: Cell::new(begun.as_ref().err().map(connect_words)),
+            socket: begun.ok(),
+            ready: Cell::new(false),
+        }
+    }
+
+    fn try_begin(address: SocketAddr) -> io::Result<socket2::Socket> {
+        let domain = socket2::Domain::for_address(address);
+        let socket = socket2::Socket::new(domain, socket2::Type::STREAM, Some(socket2::Protocol::TCP))?;
+        socket.set_nonblocking(true)?;
+        socket.set_tcp_nodelay(true)?;
+        match socket.connect(&address.into()) {
+            Err(e) if e.raw_os_error() != Some(libc::EINPROGRESS) => Err(e),
+            _ => Ok(socket),
+        }
+    }
+
+    pub fn fd(&self) -> RawFd {
+        self.socket.as_ref().map_or(-1, AsRawFd::as_raw_fd)
+    }
+
+    pub fn event(&self, ready: Readiness) {
+        self.ready.set(self.ready.get() || ready.writable || ready.broken);
+    }
+
+    pub fn check(&self) -> Dialing {
+        if let Some(words) = self.failed.get() {
+            return Dialing::Failed(words);
+        }
+        let Some(socket) = self.socket.as_ref().filter(|_| self.ready.get()) else {
+            return Dialing::Pending;
+        };
+        match socket.take_error() {
+            Ok(None) => Dialing::Connected,
+            Ok(Some(e)) | Err(e) => Dialing::Failed(connect_words(&e)),
+        }
+    }
+
+    pub fn into_socket(self) -> Option<Socket> {
+        self.socket.map(|socket| Socket(socket.into()))
+    }
+}
+
+fn connect_words(e: &io::Error) -> &'static str {
+    match e.raw_os_error() {
+        Some(libc::ECONNREFUSED) => "connecting to the upstream failed: Connection refused",
+        Some(libc::ENETUNREACH) => "connecting to the upstream failed: Network is unreachable",
+        Some(libc::EHOSTUNREACH) => "connecting to the upstream failed: No route to host",
+        Some(libc::ETIMEDOUT) => "connecting to the upstream failed: Connection timed out",
+        Some(libc::ECONNRESET) => "connecting to the upstream failed: Connection reset by peer",
+        Some(libc::EMFILE | libc::ENFILE) => "connecting to the upstream failed: Too many open files",
+        Some(libc::EADDRNOTAVAIL) => "connecting to the upstream failed: Cannot assign requested address",
+        _ => "connecting to the upstream failed",
+    }
 }
 
 /// What the engine needs of a socket; tests give scripts instead.

@@ -128,6 +128,11 @@ impl Scanner {
         }
     }
 
+    /// Whether more than content has passed: a finish, `[DONE]`, an error, or a break.
+    pub fn turned(&self) -> bool {
+        self.marks.done || !self.marks.finish.is_empty() || self.ended()
+    }
+
     /// Whether nothing more is handed on, whatever comes.
     pub fn ended(&self) -> bool {
         self.marks.broken != Broken::No || self.marks.error.is_some()

@@ -1,7 +1,9 @@
 //! The scanner as a Python class.
 
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
 use pyo3::prelude::*;
-use pyo3::types::PyBytes;
+use pyo3::types::{PyBytes, PyString};
 
 use super::{Passed, Scanner, MOST_NOISE};
 
@@ -13,9 +15,20 @@ use super::{Passed, Scanner, MOST_NOISE};
 /// last event without its empty line still counts. Neither raises, whatever the bytes. The attributes say what was seen
 /// so far: choices that carried content and its bytes, the last finish_reason, the last usage that makes sense and an
 /// in-band error (both as JSON), `[DONE]`, and why the stream is broken ("", "chunk", "noise" or "too_long").
-#[pyclass]
+#[pyclass(frozen)]
 pub struct StreamScanner {
-    scanner: Scanner,
+    scanner: Arc<Mutex<Scanner>>,
+}
+
+impl StreamScanner {
+    /// For a relay that reads with it.
+    pub fn shared(&self) -> Arc<Mutex<Scanner>> {
+        Arc::clone(&self.scanner)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Scanner> {
+        self.scanner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 #[pymethods]
@@ -25,70 +38,71 @@ impl StreamScanner {
     fn new(strip_usage: bool, most_noise: u32) -> Self {
         let mut scanner = Scanner::new(strip_usage);
         scanner.most_noise = most_noise;
-        Self { scanner }
+        Self {
+            scanner: Arc::new(Mutex::new(scanner)),
+        }
     }
 
-    fn feed<'py>(&mut self, py: Python<'py>, data: &Bound<'py, PyBytes>) -> Bound<'py, PyBytes> {
+    fn feed<'py>(&self, py: Python<'py>, data: &Bound<'py, PyBytes>) -> Bound<'py, PyBytes> {
         let bytes = data.as_bytes();
-        match self.scanner.feed(bytes) {
+        match self.lock().feed(bytes) {
             Passed::Range(range) if range.len() == bytes.len() => data.clone(),
             passed => PyBytes::new(py, passed.of(bytes)),
         }
     }
 
-    fn close<'py>(&mut self, py: Python<'py>) -> Bound<'py, PyBytes> {
-        PyBytes::new(py, &self.scanner.close())
+    fn close<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, &self.lock().close())
     }
 
     #[getter]
     fn chunks(&self) -> u64 {
-        self.scanner.marks.chunks
+        self.lock().marks.chunks
     }
 
     #[getter]
     fn content_bytes(&self) -> u64 {
-        self.scanner.marks.content_bytes
+        self.lock().marks.content_bytes
     }
 
     #[getter]
     fn saw_content(&self) -> bool {
-        self.scanner.marks.chunks > 0
+        self.lock().marks.chunks > 0
     }
 
     #[getter]
-    fn finish(&self) -> &str {
-        &self.scanner.marks.finish
+    fn finish<'py>(&self, py: Python<'py>) -> Bound<'py, PyString> {
+        PyString::new(py, &self.lock().marks.finish)
     }
 
     #[getter]
     fn usage<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyBytes>> {
-        self.scanner.marks.usage.as_ref().map(|raw| PyBytes::new(py, raw))
+        self.lock().marks.usage.as_ref().map(|raw| PyBytes::new(py, raw))
     }
 
     #[getter]
     fn done(&self) -> bool {
-        self.scanner.marks.done
+        self.lock().marks.done
     }
 
     #[getter]
     fn error<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyBytes>> {
-        self.scanner.marks.error.as_ref().map(|raw| PyBytes::new(py, raw))
+        self.lock().marks.error.as_ref().map(|raw| PyBytes::new(py, raw))
     }
 
     #[getter]
     fn error_event<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
-        PyBytes::new(py, &self.scanner.marks.error_event)
+        PyBytes::new(py, &self.lock().marks.error_event)
     }
 
     #[getter]
     fn broken(&self) -> &'static str {
-        self.scanner.marks.broken.name()
+        self.lock().marks.broken.name()
     }
 
     /// Whether more than content has passed: a finish, `[DONE]`, an error, or a break.
     #[getter]
     fn turned(&self) -> bool {
-        let marks = &self.scanner.marks;
-        marks.done || !marks.finish.is_empty() || self.scanner.ended()
+        self.lock().turned()
     }
 }

@@ -1,0 +1,93 @@
+"""The upstream client of engine native: connections are made, kept and read in Rust (native/src/engine/upstream.rs).
+
+Same interface as client.py, and calls of the same interface as call.py.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from .. import native
+from .call import Call, Request
+from .client import KEPT, MAX_ANSWER_BYTES, Client
+from .connect import Origin
+from .resolve import Resolver
+
+
+class NativeClient:
+    """All upstream connections of one worker, in `engine` (a native.Engine)."""
+
+    def __init__(self, engine: Any, loop: asyncio.AbstractEventLoop, now_ns: Callable[[], int]) -> None:
+        self._engine = engine
+        self._resolver = Resolver(loop, now_ns)
+        self._pure = Client(loop, now_ns)  # for origins behind TLS or a proxy
+        self._origins: list[Origin] = []
+        engine.keep(list(KEPT))
+
+    def add(self, origin: Origin) -> None:
+        """An origin of the present config."""
+        if origin.tls is not None or origin.proxy is not None:
+            self._pure.add(origin)
+            return
+        origin.pool = self._engine.pool(origin.max_idle)
+        self._origins.append(origin)
+
+    def retire(self) -> None:
+        """The origins of an old config: idle connections are closed, the others when their answer is complete."""
+        self._pure.retire()
+        for origin in self._origins:
+            origin.pool.retire()
+        self._origins = []
+
+    def prepare(self, origin: Origin, target: str, lines: list[tuple[str, str]]) -> Any:
+        if origin.pool is None:
+            return self._pure.prepare(origin, target, lines)
+        return native.Head(target, [(name.encode("latin-1"), value.encode("latin-1")) for name, value in lines])
+
+    def open_nowait(self, origin: Origin, head: Any, request: Request) -> Call | None:
+        """Send on an idle connection, or on a new one where the address is known; else None."""
+        if origin.pool is None:
+            return self._pure.open_nowait(origin, head, request)
+        return self._open(origin, head, request, True, self._resolver.known(origin.host, origin.port))
+
+    async def open(self, origin: Origin, head: Any, request: Request) -> Call:
+        """Send on a connection of its own. Raises Fault connect or connect_timeout where the name cannot be resolved."""
+        if origin.pool is None:
+            return await self._pure.open(origin, head, request)
+        left_ms = max(1, (request.deadline_ns - request.now_ns) // 1_000_000)
+        found = await self._resolver.find(origin.host, origin.port, min(request.connect_ms, left_ms) / 1000)
+        call = self._open(origin, head, request, False, found)
+        assert call is not None
+        return call
+
+    def _open(
+        self, origin: Origin, head: Any, request: Request, reuse: bool, addresses: list[tuple[str, int]] | None
+    ) -> Call | None:
+        call: Call | None = origin.pool.open(
+            head,
+            request.forward,
+            request.pieces,
+            request.length,
+            reuse,
+            addresses,
+            not request.stream,
+            MAX_ANSWER_BYTES,
+            request.now_ns + request.connect_ms * 1_000_000,
+            request.first_ns,
+            request.deadline_ns,
+            request.idle_ns,
+        )
+        return call
+
+    @property
+    def connections(self) -> int:
+        return self._pure.connections + sum(origin.pool.size for origin in self._origins)
+
+    def tick(self, now_ns: int) -> None:
+        """Every 20 ms: let the calls look at their limits."""
+        self._engine.watch()
+        self._pure.tick(now_ns)
+
+    def close(self) -> None:
+        self._engine.close_upstream()
+        self._pure.close()

@@ -1,0 +1,479 @@
+//! What Python sees of the upstream side: `Head`, `Pool`, `Call`.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, MutexGuard};
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri};
+use pyo3::buffer::PyBuffer;
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyList, PyTuple};
+
+use super::asgi::{hooks_of, Exchange, Nothing, Ready};
+use super::call::{self, Call, Fault, Relay, State, Want};
+use super::hub::core_of;
+use super::upstream::Whole;
+use super::wake::Wake;
+use crate::kernels::sse::StreamScanner;
+
+/// After `[DONE]` the final chunk is at most a packet behind.
+const LINGER_NS: u64 = 500_000_000;
+
+/// The head of requests to one endpoint of an origin, put together once.
+#[pyclass(frozen)]
+pub struct Head {
+    target: Uri,
+    headers: HeaderMap,
+}
+
+#[pymethods]
+impl Head {
+    /// `target` as it stands in the request line; `headers` without content-length.
+    #[new]
+    fn new(target: &str, headers: Vec<(Vec<u8>, Vec<u8>)>) -> PyResult<Self> {
+        let target = target
+            .parse()
+            .map_err(|_| PyValueError::new_err("the upstream's path is not valid"))?;
+        let mut map = HeaderMap::with_capacity(headers.len() + 4);
+        for (name, value) in headers {
+            let (name, value) = line(&name, &value)?;
+            map.append(name, value);
+        }
+        Ok(Self { target, headers: map })
+    }
+}
+
+fn line(name: &[u8], value: &[u8]) -> PyResult<(HeaderName, HeaderValue)> {
+    let name = HeaderName::from_bytes(name).map_err(|_| PyValueError::new_err("a header's name is not valid"))?;
+    let value = HeaderValue::from_bytes(value)
+        .map_err(|_| PyValueError::new_err(format!("the value of the header {name} is not valid")))?;
+    Ok((name, value))
+}
+
+/// The connections to one origin. Made by `Engine.pool`.
+#[pyclass(frozen)]
+pub struct Pool {
+    pub engine: u64,
+    pub id: usize,
+}
+
+#[pymethods]
+impl Pool {
+    /// Send a request: on an idle connection if `reuse`, else on a new one to one of `addresses`. None where neither is
+    /// given. Times are monotonic nanoseconds; the rest of the limits is the call's own.
+    #[allow(clippy::too_many_arguments)]
+    fn open(
+        &self,
+        py: Python<'_>,
+        head: &Head,
+        forward: &Bound<'_, PyList>,
+        pieces: &Bound<'_, PyList>,
+        length: usize,
+        reuse: bool,
+        addresses: Option<Vec<(String, u16)>>,
+        whole: bool,
+        most: usize,
+        connect_ns: u64,
+        first_ns: u64,
+        deadline_ns: u64,
+        idle_ns: u64,
+    ) -> PyResult<Option<PyCall>> {
+        let core = core_of(self.engine)?;
+        let pool = core.pool(self.id)?;
+        let idle = if reuse { pool.checkout() } else { None };
+        if idle.is_none() && addresses.is_none() {
+            return Ok(None);
+        }
+        let mut request = Request::new(Whole::new(body_of(pieces, length)?));
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = head.target.clone();
+        let mut headers = head.headers.clone();
+        for pair in forward.iter() {
+            let pair = pair.downcast_into::<PyTuple>()?;
+            let (name, value) = (pair.get_item(0)?, pair.get_item(1)?);
+            let (name, value) = line(name.downcast::<PyBytes>()?.as_bytes(), value.downcast::<PyBytes>()?.as_bytes())?;
+            headers.append(name, value);
+        }
+        *request.headers_mut() = headers;
+        let silent = if whole { call::SILENT_PLAIN } else { call::SILENT_TTFT };
+        let make = |waker| {
+            let call = Call::new(waker, whole, most);
+            let mut state = call.lock();
+            state.limit(first_ns, silent, deadline_ns, idle_ns);
+            state.connect_ns = connect_ns;
+            drop(state);
+            call
+        };
+        let call = match idle {
+            Some(conn) => {
+                let call = make(conn.waker().clone());
+                conn.give(Arc::clone(&call), request);
+                call
+            }
+            None => {
+                // Best last, as they are taken from the end.
+                let found = addresses.unwrap_or_default();
+                let addresses = found
+                    .iter()
+                    .rev()
+                    .filter_map(|(ip, port)| Some(SocketAddr::new(ip.parse::<IpAddr>().ok()?, *port)))
+                    .collect();
+                core.dial(&pool, addresses, request, make)
+            }
+        };
+        if let Some(hooks) = hooks_of(self.engine) {
+            hooks.schedule(py)?;
+        }
+        Ok(Some(PyCall {
+            call,
+            engine: self.engine,
+        }))
+    }
+
+    /// Idle connections are closed, the others after their answer.
+    fn retire(&self, py: Python<'_>) -> PyResult<()> {
+        core_of(self.engine)?.retire(self.id)?;
+        hooks_of(self.engine).map_or(Ok(()), |hooks| hooks.schedule(py))
+    }
+
+    #[getter]
+    fn size(&self) -> PyResult<usize> {
+        Ok(core_of(self.engine)?.pool(self.id)?.size())
+    }
+}
+
+fn body_of(pieces: &Bound<'_, PyList>, length: usize) -> PyResult<Bytes> {
+    let mut body = BytesMut::with_capacity(length);
+    for piece in pieces.iter() {
+        if let Ok(bytes) = piece.downcast::<PyBytes>() {
+            body.extend_from_slice(bytes.as_bytes());
+            continue;
+        }
+        let view: PyBuffer<u8> = PyBuffer::get(&piece)?;
+        let at = body.len();
+        body.resize(at + view.item_count(), 0);
+        view.copy_to_slice(piece.py(), &mut body[at..])?;
+    }
+    Ok(body.freeze())
+}
+
+/// One request and its answer as it comes in.
+#[pyclass(frozen, name = "Call")]
+pub struct PyCall {
+    call: Arc<Call>,
+    engine: u64,
+}
+
+impl PyCall {
+    /// Let the connection see what was changed.
+    fn wake(&self, py: Python<'_>) -> PyResult<()> {
+        self.call.waker.wake_by_ref();
+        hooks_of(self.engine).map_or(Ok(()), |hooks| hooks.schedule(py))
+    }
+
+    fn await_for<'py>(&self, py: Python<'py>, want: Want) -> PyResult<Bound<'py, PyAny>> {
+        let wake = Wake::new(py, self.engine)?;
+        let before = self.call.lock().wanted.replace((want, wake.clone_ref(py)));
+        drop(before);
+        Ok(wake.into_bound(py).into_any())
+    }
+
+    fn resume(&self, py: Python<'_>, state: MutexGuard<'_, State>) -> PyResult<()> {
+        let paused = state.paused;
+        drop(state);
+        if paused {
+            self.wake(py)?;
+        }
+        Ok(())
+    }
+}
+
+fn nothing(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
+    Ok(Bound::new(py, Nothing)?.into_any())
+}
+
+fn ready(py: Python<'_>, value: Py<PyAny>) -> PyResult<Bound<'_, PyAny>> {
+    Ok(Bound::new(py, Ready::new(value))?.into_any())
+}
+
+/// The exception that Python's side knows.
+fn raised(py: Python<'_>, engine: u64, fault: Fault) -> PyErr {
+    let made = hooks_of(engine)
+        .ok_or_else(|| PyRuntimeError::new_err("the engine is closed"))
+        .and_then(|hooks| hooks.fault.bind(py).call1(fault));
+    match made {
+        Ok(value) => PyErr::from_value(value),
+        Err(err) => err,
+    }
+}
+
+#[pymethods]
+impl PyCall {
+    #[getter]
+    fn status(&self) -> u16 {
+        self.call.lock().status
+    }
+
+    #[getter]
+    fn headers<'py>(&self, py: Python<'py>) -> Vec<(Bound<'py, PyBytes>, Bound<'py, PyBytes>)> {
+        let state = self.call.lock();
+        let pair = |(name, value): &(HeaderName, HeaderValue)| {
+            (
+                PyBytes::new(py, name.as_str().as_bytes()),
+                PyBytes::new(py, value.as_bytes()),
+            )
+        };
+        state.headers.iter().map(pair).collect()
+    }
+
+    #[getter]
+    fn media_type<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        match self.call.lock().media_type.as_slice() {
+            b"application/json" => pyo3::types::PyBytes::new(py, b"application/json"),
+            other => PyBytes::new(py, other),
+        }
+    }
+
+    #[getter]
+    fn encoding<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, &self.call.lock().encoding)
+    }
+
+    #[getter]
+    fn done(&self) -> bool {
+        self.call.lock().done
+    }
+
+    #[getter]
+    fn drained(&self) -> bool {
+        let state = self.call.lock();
+        state.done && state.chunks.is_empty()
+    }
+
+    #[getter]
+    fn fault(&self, py: Python<'_>) -> Option<Py<PyAny>> {
+        let fault = self.call.lock().fault?;
+        Some(raised(py, self.engine, fault).into_value(py).into_any())
+    }
+
+    #[getter]
+    fn stale(&self) -> bool {
+        self.call.lock().stale
+    }
+
+    #[getter]
+    fn first_byte_ns(&self) -> u64 {
+        self.call.lock().first_byte_ns
+    }
+
+    #[getter]
+    fn progress(&self) -> bool {
+        self.call.lock().progress
+    }
+
+    #[setter]
+    fn set_progress(&self, progress: bool) {
+        self.call.lock().progress = progress;
+    }
+
+    /// Bytes that the relay has handed on so far.
+    #[getter]
+    fn moved(&self) -> u64 {
+        self.call.lock().relay.as_ref().map_or(0, |relay| relay.moved)
+    }
+
+    fn idle(&self, idle_ns: u64, now_ns: u64) {
+        self.call.lock().idle(idle_ns, now_ns);
+    }
+
+    fn wait_head<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let state = self.call.lock();
+        if state.status > 0 {
+            drop(state);
+            return nothing(py);
+        }
+        if let Some(fault) = state.fault {
+            drop(state);
+            return Err(raised(py, self.engine, fault));
+        }
+        drop(state);
+        self.await_for(py, Want::Head)
+    }
+
+    #[pyo3(signature = (most=0))]
+    fn wait_whole<'py>(&self, py: Python<'py>, most: usize) -> PyResult<Bound<'py, PyAny>> {
+        let mut state = self.call.lock();
+        if most > 0 {
+            state.most = most;
+        }
+        state.whole = true;
+        if state.done {
+            let body = state.take();
+            drop(state);
+            return ready(py, PyBytes::new(py, &body).into_any().unbind());
+        }
+        if let Some(fault) = state.fault {
+            drop(state);
+            return Err(raised(py, self.engine, fault));
+        }
+        self.resume(py, state)?;
+        self.await_for(py, Want::Whole)
+    }
+
+    fn wait<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let state = self.call.lock();
+        if !state.chunks.is_empty() || state.done {
+            drop(state);
+            return nothing(py);
+        }
+        if let Some(fault) = state.fault {
+            drop(state);
+            return Err(raised(py, self.engine, fault));
+        }
+        drop(state);
+        self.await_for(py, Want::News)
+    }
+
+    /// As Call.wait_pushing of `turnout/upstream/call.py`.
+    fn wait_pushing<'py>(&self, py: Python<'py>, push: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+        let some = !self.call.lock().chunks.is_empty();
+        if some && !push.call0()?.is_truthy()? {
+            return nothing(py);
+        }
+        let state = self.call.lock();
+        if let Some(fault) = state.fault {
+            drop(state);
+            return Err(raised(py, self.engine, fault));
+        }
+        let done = state.done;
+        drop(state);
+        if done {
+            return nothing(py);
+        }
+        self.await_for(py, Want::Push(push.clone().unbind()))
+    }
+
+    fn take_nowait<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        let mut state = self.call.lock();
+        let data = state.take();
+        self.resume(py, state)?;
+        Ok(PyBytes::new(py, &data))
+    }
+
+    /// Move the answer into the response that `send` belongs to, read by `scanner` on the way, until the scanner has
+    /// seen something else than content, the answer is complete, or it breaks (then it raises the fault).
+    fn relay<'py>(
+        &self,
+        py: Python<'py>,
+        send: &Bound<'py, PyAny>,
+        scanner: &Bound<'py, StreamScanner>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let exchange = send.getattr(intern!(py, "__self__"))?;
+        let to = exchange.downcast::<Exchange>()?.get().begin_relay()?;
+        let mut state = self.call.lock();
+        let moved = state.relay.as_ref().map_or(0, |relay| relay.moved);
+        state.relay = Some(Relay {
+            scanner: scanner.get().shared(),
+            to,
+            moved,
+            over: false,
+        });
+        state.relay_waiting();
+        let over = state.relay.as_ref().is_none_or(|relay| relay.over);
+        if over || state.done {
+            state.relay_rests();
+            drop(state);
+            self.wake(py)?;
+            return nothing(py);
+        }
+        if let Some(fault) = state.fault {
+            state.relay_rests();
+            drop(state);
+            return Err(raised(py, self.engine, fault));
+        }
+        drop(state);
+        self.wake(py)?;
+        self.await_for(py, Want::Relay)
+    }
+
+    /// Nobody reads any more, but the end is near: let it come, so that the connection can be used again.
+    fn linger(&self, py: Python<'_>, now_ns: u64) -> PyResult<()> {
+        let mut state = self.call.lock();
+        if state.done {
+            return Ok(());
+        }
+        state.whole = true;
+        state.relay_rests();
+        state.relay = None;
+        drop(state.take());
+        state.limit(now_ns + LINGER_NS, call::SILENT_PLAIN, now_ns + LINGER_NS, LINGER_NS);
+        self.resume(py, state)
+    }
+
+    /// End it. A connection with an unfinished answer on it is closed, never reused. Idempotent.
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        let mut state = self.call.lock();
+        if state.done || state.closed {
+            return Ok(());
+        }
+        state.closed = true;
+        state.relay_rests();
+        let wanted = state.wanted.take();
+        drop(state);
+        drop(wanted);
+        self.wake(py)
+    }
+}
+
+/// Something has come for a call that somebody waits for.
+pub fn deliver(py: Python<'_>, engine: u64, call: &Arc<Call>) {
+    let mut state = call.lock();
+    if !state.has_news() {
+        return;
+    }
+    let Some((want, wake)) = state.wanted.take() else { return };
+    let waiting = !state.chunks.is_empty();
+    let outcome = match want {
+        Want::Push(push) if waiting => {
+            drop(state);
+            match push.call0(py).and_then(|more| more.is_truthy(py)) {
+                Ok(true) => {
+                    let mut state = call.lock();
+                    if state.chunks.is_empty() && !state.done && state.fault.is_none() {
+                        state.wanted = Some((Want::Push(push), wake));
+                        return;
+                    }
+                    outcome_of(py, engine, state, &Want::News)
+                }
+                Ok(false) => Ok(py.None()),
+                Err(err) => Err(err),
+            }
+        }
+        want => outcome_of(py, engine, state, &want),
+    };
+    Wake::resolve(wake.bind(py), outcome);
+}
+
+fn outcome_of(py: Python<'_>, engine: u64, mut state: MutexGuard<'_, State>, want: &Want) -> PyResult<Py<PyAny>> {
+    let fault = match want {
+        Want::Head if state.status > 0 => None,
+        Want::News | Want::Push(_) if !state.chunks.is_empty() => None,
+        Want::Relay if state.relay.as_ref().is_some_and(|relay| relay.over) => None,
+        _ => state.fault,
+    };
+    if matches!(want, Want::Relay) {
+        state.relay_rests();
+    }
+    if let Some(fault) = fault {
+        drop(state);
+        return Err(raised(py, engine, fault));
+    }
+    if matches!(want, Want::Whole) {
+        let body = state.take();
+        drop(state);
+        return Ok(PyBytes::new(py, &body).into_any().unbind());
+    }
+    Ok(py.None())
+}

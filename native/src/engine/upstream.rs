@@ -1,0 +1,444 @@
+//! One connection to an upstream: connecting, hyper's client state machine, and the call under way on it.
+//!
+//! A call is given to the connection before that is made, so that connecting needs no waiting of its own in Python: a
+//! failure of it is the call's fault like any other.
+
+use std::cell::{Cell, RefCell};
+use std::convert::Infallible;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use bytes::Bytes;
+use http::{HeaderName, Request, Response};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+
+use super::call::{Call, Fault, MALFORMED, RESET_BEFORE, RESET_WITHIN};
+use super::exec::{Step, Task};
+use super::io::{Gate, Io};
+use super::pool::Pool;
+use super::server::{Event, Outbox};
+use super::sys::{self, Connecting, Readiness, Socket};
+
+/// hyper's read buffer, and with it the longest head. Real heads are under 8 KiB.
+const MOST_BUFFER: usize = 64 * 1024;
+/// Real answers have 20 to 40.
+const MOST_HEADERS: usize = 256;
+/// Of a body, taken in one turn.
+const MOST_TAKEN: usize = 64 * 1024;
+
+/// The body of a request, which is there as a whole.
+pub struct Whole(Option<Bytes>);
+
+impl Whole {
+    pub fn new(data: Bytes) -> Self {
+        Self(Some(data))
+    }
+}
+
+impl Body for Whole {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Poll::Ready(self.0.take().map(|data| Ok(Frame::data(data))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.0.as_ref().map_or(0, |data| data.len() as u64))
+    }
+}
+
+type Answering = Pin<Box<dyn Future<Output = hyper::Result<Response<Incoming>>>>>;
+type Http = http1::Connection<Io, Whole>;
+
+enum Phase {
+    Connecting(Connecting),
+    Open(Box<Http>, http1::SendRequest<Whole>),
+    Over,
+}
+
+/// What is under way.
+struct Running {
+    call: Arc<Call>,
+    request: Option<Request<Whole>>,
+    answering: Option<Answering>,
+    body: Option<Incoming>,
+    /// Bytes the connection had received before it.
+    before: u64,
+}
+
+/// How things stand after a turn.
+enum After {
+    Idle,
+    Running,
+    /// The answer is complete; nothing is under way any more.
+    Complete,
+    /// It has failed, or nobody wants the rest.
+    Broken,
+}
+
+pub struct Upstream {
+    gate: RefCell<Option<Rc<RefCell<Gate>>>>,
+    phase: RefCell<Phase>,
+    running: RefCell<Option<Running>>,
+    pool: Weak<Pool>,
+    addresses: RefCell<Vec<SocketAddr>>,
+    used: Cell<u32>,
+    pub idle_since_ns: Cell<u64>,
+    outbox: Outbox,
+    kept: Rc<[HeaderName]>,
+    waker: Waker,
+    pub key: u64,
+    /// Put the socket of that number into the epoll set, or take it out.
+    watch: Box<dyn Fn(i32, bool) -> std::io::Result<()>>,
+    fd: Cell<i32>,
+}
+
+impl Upstream {
+    /// A connection to the first of `addresses` (best last) that can be reached, with `request` to be sent on it.
+    #[allow(clippy::too_many_arguments)]
+    pub fn dial(
+        pool: &Rc<Pool>,
+        addresses: Vec<SocketAddr>,
+        call: Arc<Call>,
+        request: Request<Whole>,
+        outbox: Outbox,
+        kept: Rc<[HeaderName]>,
+        key: u64,
+        watch: Box<dyn Fn(i32, bool) -> std::io::Result<()>>,
+    ) -> Rc<Self> {
+        let waker = call.waker.clone();
+        Rc::new(Self {
+            gate: RefCell::new(None),
+            phase: RefCell::new(Phase::Connecting(Connecting::none())),
+            running: RefCell::new(Some(Running {
+                call,
+                request: Some(request),
+                answering: None,
+                body: None,
+                before: 0,
+            })),
+            pool: Rc::downgrade(pool),
+            addresses: RefCell::new(addresses),
+            used: Cell::new(0),
+            idle_since_ns: Cell::new(0),
+            outbox,
+            kept,
+            waker,
+            key,
+            watch,
+            fd: Cell::new(-1),
+        })
+    }
+
+    pub fn waker(&self) -> &Waker {
+        &self.waker
+    }
+
+    /// Whether another request may be sent on it.
+    pub fn is_alive(&self) -> bool {
+        let phase = self.phase.borrow();
+        let Phase::Open(_, sender) = &*phase else { return false };
+        sender.is_ready() && self.gate.borrow().as_ref().is_some_and(|g| {
+            let gate = g.borrow();
+            !gate.ended && !gate.broken
+        })
+    }
+
+    /// The next request on an idle connection.
+    pub fn give(&self, call: Arc<Call>, request: Request<Whole>) {
+        call.lock().connected = true;
+        let before = self.gate.borrow().as_ref().map_or(0, |g| g.borrow().received);
+        self.running.replace(Some(Running {
+            call,
+            request: Some(request),
+            answering: None,
+            body: None,
+            before,
+        }));
+        self.waker.wake_by_ref();
+    }
+
+    /// The call under way, if it is not over.
+    pub fn call(&self) -> Option<Arc<Call>> {
+        self.running.borrow().as_ref().map(|running| Arc::clone(&running.call))
+    }
+
+    fn fail(&self, fault: Fault) {
+        if let Some(running) = self.running.take() {
+            let mut state = running.call.lock();
+            state.fail(fault);
+            self.tell(&running.call, state.has_news());
+        }
+    }
+
+    fn tell(&self, call: &Arc<Call>, news: bool) {
+        if news {
+            self.outbox.borrow_mut().push(Event::Call(Arc::clone(call)));
+        }
+    }
+
+    // ---- connecting
+
+    /// True: connected, go on. False: not yet, or it has failed (then nothing is running any more).
+    fn connect(&self) -> Result<bool, ()> {
+        loop {
+            let state = match &*self.phase.borrow() {
+                Phase::Connecting(connecting) => connecting.check(),
+                _ => return Ok(true),
+            };
+            match state {
+                sys::Dialing::Pending => return Ok(false),
+                sys::Dialing::Connected => {
+                    let Phase::Connecting(connecting) = self.phase.replace(Phase::Over) else { return Err(()) };
+                    return self.open(connecting.into_socket()).map(|()| true);
+                }
+                sys::Dialing::Failed(words) => {
+                    self.unwatch();
+                    let Some(address) = self.addresses.borrow_mut().pop() else {
+                        self.fail(("connect", words));
+                        return Err(());
+                    };
+                    let next = Connecting::begin(address);
+                    let fd = next.fd();
+                    self.phase.replace(Phase::Connecting(next));
+                    if fd >= 0 {
+                        self.fd.set(fd);
+                        if (self.watch)(fd, true).is_err() {
+                            self.fail(("connect", "connecting to the upstream failed: it cannot be watched"));
+                            return Err(());
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn unwatch(&self) {
+        let fd = self.fd.replace(-1);
+        if fd >= 0 {
+            let _ = (self.watch)(fd, false);
+        }
+    }
+
+    fn open(&self, socket: Option<Socket>) -> Result<(), ()> {
+        let Some(socket) = socket else { return Err(()) };
+        let gate = Rc::new(RefCell::new(Gate::unguarded(Box::new(socket))));
+        let mut hands = Box::pin(
+            http1::Builder::new()
+                .max_buf_size(MOST_BUFFER)
+                .max_headers(MOST_HEADERS)
+                .handshake::<_, Whole>(Io(Rc::clone(&gate))),
+        );
+        // It only puts things together: ready at once.
+        let made = hands.as_mut().poll(&mut Context::from_waker(&self.waker));
+        let Poll::Ready(Ok((sender, http))) = made else {
+            self.fail(MALFORMED);
+            return Err(());
+        };
+        self.gate.replace(Some(gate));
+        self.phase.replace(Phase::Open(Box::new(http), sender));
+        if let Some(call) = self.call() {
+            call.lock().connected = true;
+        }
+        Ok(())
+    }
+
+    // ---- the call
+
+    /// Move what hyper has for the call. Whether anything moved.
+    fn advance(&self, cx: &mut Context<'_>) -> bool {
+        let mut slot = self.running.borrow_mut();
+        let Some(running) = slot.as_mut() else { return false };
+        let call = Arc::clone(&running.call);
+        let mut state = call.lock();
+        if state.closed || state.fault.is_some() {
+            return false;
+        }
+        if let Some(request) = running.request.take() {
+            let mut phase = self.phase.borrow_mut();
+            let Phase::Open(_, sender) = &mut *phase else { return false };
+            running.answering = Some(Box::pin(sender.send_request(request)));
+            self.used.set(self.used.get() + 1);
+            return true;
+        }
+        if state.first_byte_ns == 0 {
+            let received = self.gate.borrow().as_ref().map_or(0, |g| g.borrow().received);
+            if received > running.before {
+                state.first_byte_ns = sys::now_ns();
+                state.seen = true;
+            }
+        }
+        let mut moved = false;
+        if let Some(answering) = running.answering.as_mut() {
+            match answering.as_mut().poll(cx) {
+                Poll::Pending => return false,
+                Poll::Ready(Ok(response)) if response.status().is_informational() => {
+                    state.fail(MALFORMED);
+                    return true;
+                }
+                Poll::Ready(Ok(response)) => {
+                    running.answering = None;
+                    let (parts, body) = response.into_parts();
+                    state.head(parts, &self.kept);
+                    running.body = Some(body);
+                    moved = true;
+                }
+                Poll::Ready(Err(e)) => {
+                    running.answering = None;
+                    state.stale = self.used.get() > 1 && state.first_byte_ns == 0;
+                    state.fail(if e.is_parse() { MALFORMED } else { RESET_BEFORE });
+                    return true;
+                }
+            }
+        }
+        let mut pieces = Vec::new();
+        let mut size = 0;
+        let mut ended = false;
+        if let Some(body) = running.body.as_mut() {
+            while size < MOST_TAKEN && state.has_room(cx.waker()) {
+                match Pin::new(&mut *body).poll_frame(cx) {
+                    Poll::Pending => break,
+                    Poll::Ready(Some(Ok(frame))) => {
+                        moved = true;
+                        if let Ok(data) = frame.into_data() {
+                            size += data.len();
+                            pieces.push(data);
+                        }
+                        // A reader that is given every piece at once would be called for each: let them come together.
+                    }
+                    Poll::Ready(Some(Err(e))) => {
+                        state.fail(if e.is_parse() { MALFORMED } else { RESET_WITHIN });
+                        moved = true;
+                        break;
+                    }
+                    Poll::Ready(None) => {
+                        ended = true;
+                        break;
+                    }
+                }
+            }
+        }
+        if !pieces.is_empty() {
+            state.came(pieces);
+        }
+        if ended {
+            running.body = None;
+            if state.fault.is_none() {
+                state.done = true;
+                state.paused = false;
+            }
+            moved = true;
+        }
+        moved
+    }
+
+    /// After hyper's turn: tell whoever waits, and say how things stand.
+    fn look(&self) -> After {
+        let mut slot = self.running.borrow_mut();
+        let Some(running) = slot.as_ref() else { return After::Idle };
+        let call = Arc::clone(&running.call);
+        let state = call.lock();
+        self.tell(&call, state.has_news());
+        if state.fault.is_some() || state.closed && !state.done {
+            return After::Broken;
+        }
+        if state.done {
+            slot.take();
+            return After::Complete;
+        }
+        After::Running
+    }
+}
+
+impl Task for Upstream {
+    fn poll(&self, cx: &mut Context<'_>, turn: u64) -> Step {
+        if self.call().is_some_and(|call| {
+            let state = call.lock();
+            state.closed || state.fault.is_some()
+        }) {
+            self.look();
+            return Step::Done;
+        }
+        match self.connect() {
+            Ok(true) => {}
+            Ok(false) => return Step::Wait,
+            Err(()) => return Step::Done,
+        }
+        let Some(gate) = self.gate.borrow().clone() else { return Step::Done };
+        gate.borrow_mut().begin(turn);
+        let over = loop {
+            let polled = {
+                let mut phase = self.phase.borrow_mut();
+                let Phase::Open(http, _) = &mut *phase else { return Step::Done };
+                Pin::new(http.as_mut()).poll(cx)
+            };
+            let moved = self.advance(cx);
+            if polled.is_ready() {
+                while self.advance(cx) {}
+                break true;
+            }
+            if !moved {
+                break false;
+            }
+        };
+        match self.look() {
+            After::Broken => return Step::Done,
+            After::Complete if !over => {
+                self.idle_since_ns.set(sys::now_ns());
+                if !self.pool.upgrade().is_some_and(|pool| pool.give_back(self.key)) {
+                    return Step::Done;
+                }
+            }
+            _ if over => return Step::Done,
+            _ => {}
+        }
+        if gate.borrow().starved {
+            Step::Again
+        } else {
+            Step::Wait
+        }
+    }
+
+    fn event(&self, ready: Readiness) {
+        match self.gate.borrow().as_ref() {
+            Some(gate) => gate.borrow_mut().event(ready),
+            None => {
+                if let Phase::Connecting(connecting) = &*self.phase.borrow() {
+                    connecting.event(ready);
+                }
+            }
+        }
+    }
+
+    fn tick(&self, _: u64) -> bool {
+        false // limits are kept by the pools' clock, which is finer
+    }
+
+    fn close(&self) {
+        self.unwatch();
+        let begun = self
+            .running
+            .borrow()
+            .as_ref()
+            .map(|running| running.call.lock().status > 0);
+        if let Some(begun) = begun {
+            self.fail(if begun { RESET_WITHIN } else { RESET_BEFORE });
+        }
+        self.phase.replace(Phase::Over);
+        self.gate.replace(None);
+        if let Some(pool) = self.pool.upgrade() {
+            pool.lost(self.key);
+        }
+    }
+}
