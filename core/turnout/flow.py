@@ -26,7 +26,7 @@ from .stream.reader import StreamReader
 from .stream.relay import Relay
 from .upstream.attempt import MAX_ERROR_BYTES, event_fault, is_json, passed_headers, refusal
 from .upstream.call import Call, Request
-from .wire.answer import decode_answer, is_set, usage_of
+from .wire.answer import read_answer
 from .wire.headers import TO_CLIENT
 from .wire.request import RequestReader
 
@@ -252,14 +252,12 @@ class Flow:
         if call.encoding not in (b"", b"identity"):
             return None
         try:
-            answer = decode_answer(body)
-        except (msgspec.DecodeError, RecursionError):
+            x.finish, error, usage = read_answer(body)
+        except ValueError:
             raise Fault("bad_answer", "the upstream's answer is not valid JSON", upstream_status=call.status) from None
-        if answer.error and is_set(answer.error) and not answer.choices:
-            raise event_fault(answer.error, target.port.scrub)
-        if answer.choices:
-            x.finish = answer.choices[0].finish_reason or ""
-        return usage_of(answer.usage)
+        if error:
+            raise event_fault(msgspec.Raw(error), target.port.scrub)
+        return usage
 
     async def ask_stream(self, x: Exchange, target: Target, attempt: Attempt) -> tuple[Relay, Target]:
         """One attempt at a stream, up to its first content token. Raises Fault."""

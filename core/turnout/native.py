@@ -17,7 +17,10 @@ except ImportError as exc:
 if _built is not None:
     FieldScanner: Any = _built.FieldScanner
     StreamScanner: Any = _built.StreamScanner
+    read_answer: Any = _built.read_answer
+    read_usage: Any = _built.read_usage
 else:
+    from .twin.answer import read_answer, read_usage  # noqa: F401
     from .twin.scan import FieldScanner  # noqa: F401
     from .twin.sse import StreamScanner  # noqa: F401
 

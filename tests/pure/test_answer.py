@@ -10,11 +10,12 @@ import pytest
 
 from turnout import native
 from turnout.exchange import Usage
-from turnout.wire.answer import MOST_TOKENS, decode_answer, is_set, usage_of
+from turnout.twin.answer import MOST_TOKENS
+from turnout.wire.answer import read_answer, usage_of
 
 
 def usage(value: Any) -> Usage | None:
-    return usage_of(msgspec.Raw(value if isinstance(value, bytes) else json.dumps(value).encode()))
+    return usage_of(value if isinstance(value, bytes) else json.dumps(value).encode())
 
 
 def content(fields: dict[str, Any]) -> int:
@@ -184,13 +185,14 @@ def test_role_and_lifecycle_frames_are_no_content(fields: dict[str, Any]) -> Non
 
 @pytest.mark.parametrize(("raw", "want"), [(b"null", False), (b'""', False), (b"[]", False), (b"{}", False), (b"0", True), (b"{ }", True), (b'" "', True)])
 def test_null_and_empty_is_not_set(raw: bytes, want: bool) -> None:
-    assert is_set(msgspec.Raw(raw)) is want
+    finish, error, tokens = read_answer(b'{"error":' + raw + b"}")
+    assert (finish, tokens) == ("", None)
+    assert error == (raw if want else b"")
 
 
 def test_unknown_fields_of_an_answer_are_no_obstacle() -> None:
-    answer = decode_answer(b'{"object":"list","data":[{"embedding":[0.1]}],"usage":{"prompt_tokens":1,"total_tokens":1}}')
-    assert answer.choices is None
-    assert usage_of(answer.usage) == Usage(1, 0)
+    body = b'{"object":"list","data":[{"embedding":[0.1]}],"usage":{"prompt_tokens":1,"total_tokens":1}}'
+    assert read_answer(body) == ("", b"", Usage(1, 0))
 
 
 def recorded(shared: Path, name: str) -> list[dict[str, Any]]:

@@ -98,7 +98,10 @@ class AsgiCaller:
         """A whole answer at once."""
         if self._closing:
             headers.append((b"connection", b"close"))
-        send = self._send
+        send: Any = self._send
+        if self._extensions and "turnout.reply" in self._extensions:
+            send.__self__.reply(status, headers, body)  # engine native: all of it in one call, nothing to wait for
+            return
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body, "more_body": False})
 

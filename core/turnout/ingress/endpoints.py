@@ -61,6 +61,7 @@ class Endpoints:
         self._now = clock.now_ns
         self._wall = clock.wall_ns
         self._callers = callers
+        self._loop = asyncio.get_running_loop()
         self._rng = rng
         # Unique across restarts and workers, and cheap: a random start for the process, then a counter.
         self._ids = map(f"req_{os.urandom(8).hex()}%07x".__mod__, itertools.count(1))
@@ -90,7 +91,7 @@ class Endpoints:
             await flow.refuse(x, fault, AsgiCaller(receive, send, -1, started_ns, None, callers.draining))
             flow.settle(x)
             return
-        task = asyncio.current_task()
+        task = asyncio.current_task(self._loop)  # given the loop it asks the system for nothing
         caller = AsgiCaller(receive, send, length, started_ns, task, callers.draining, scope.get("extensions"))
         callers.add(caller)
         try:

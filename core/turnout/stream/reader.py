@@ -67,7 +67,7 @@ class StreamReader:
     def usage(self) -> Usage | None:
         """The last one that makes sense."""
         raw = self._scanner.usage
-        return None if raw is None else usage_of(msgspec.Raw(raw))
+        return None if raw is None else usage_of(raw)
 
     def feed(self, data: bytes, now_ns: int) -> bytes:
         """What may be handed on of `data` (and of what was held back before)."""

@@ -152,7 +152,7 @@ class StreamScanner:
                 data.decode()  # msgspec does not look into what it leaves raw, and SDKs die of bytes that are not UTF-8
             chunk = _decode_chunk(data)
             brackets = data.count(b"[") + data.count(b"{") if len(data) > 2 * MAX_DEPTH else 0
-            if brackets > MAX_DEPTH and _depth(data) > MAX_DEPTH:
+            if brackets > MAX_DEPTH and depth(data) > MAX_DEPTH:
                 raise RecursionError
         except (UnicodeDecodeError, msgspec.DecodeError, RecursionError):
             # What begins like a chunk but does not parse may have carried text: the stream is broken there.
@@ -234,7 +234,7 @@ def _content_bytes(choice: _Choice) -> int:
     return next((len(raw) for raw in others if bytes(raw) not in _EMPTY), 0)
 
 
-def _depth(data: bytes) -> int:
+def depth(data: bytes) -> int:
     """How deep a JSON text is nested, one that is known to be valid."""
     depth = deepest = 0
     for found in _BRACKET.finditer(data):

@@ -13,7 +13,7 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
 
-use super::message::{bytes_of, event, head_of, scope};
+use super::message::{bytes_of, event, head, head_of, scope};
 use super::request::{refuse, respond, Got, Req, HIGH};
 use super::task::Task;
 use super::wake::Wake;
@@ -179,6 +179,37 @@ impl Exchange {
             }
             other => Err(PyValueError::new_err(format!("unexpected ASGI message {other:?}"))),
         }
+    }
+
+    /// A whole answer in one call: the extension `turnout.reply`.
+    fn reply<'py>(
+        &self,
+        py: Python<'py>,
+        status: u16,
+        headers: &Bound<'py, PyAny>,
+        body: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let Some(hooks) = self.hooks()? else {
+            return Ok(Bound::new(py, Nothing)?.into_any());
+        };
+        let head = head(status, Some(headers))?;
+        let data = bytes_of(body)?;
+        {
+            let mut state = self.req.lock();
+            if state.over {
+                state.finished = true;
+                return Ok(hooks.ready(py));
+            }
+            if state.started || state.head.is_some() {
+                return Err(PyRuntimeError::new_err("the response has already been started"));
+            }
+            state.started = true;
+            state.response = Some(respond(&self.req, head, Some(data.len() as u64)));
+            state.push(data);
+            state.finished = true;
+        }
+        self.wake(py, &hooks)?;
+        Ok(hooks.ready(py))
     }
 
     /// The task has ended, one way or another.

@@ -115,6 +115,7 @@ impl Engine {
         scope.set_item("root_path", "")?;
         let extensions = PyDict::new(py);
         extensions.set_item("turnout.relay", PyDict::new(py))?;
+        extensions.set_item("turnout.reply", PyDict::new(py))?;
         scope.set_item("extensions", extensions)?;
         scope.set_item("state", state)?;
         let local = core.listener.borrow().as_ref().and_then(|l| l.local_addr().ok());

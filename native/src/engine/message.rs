@@ -1,5 +1,7 @@
 //! ASGI's messages: Python's dicts to and from what the engine works with.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::net::SocketAddr;
 
 use bytes::Bytes;
@@ -29,39 +31,89 @@ pub fn bytes_of(body: &Bound<'_, PyAny>) -> PyResult<Bytes> {
     Ok(data.into())
 }
 
+type Line = (HeaderName, HeaderValue);
+
+thread_local! {
+    /// Header lines that the app keeps and sends again and again (they are found by the identity of their tuple, which
+    /// is held here), ready to be used.
+    static KEPT: RefCell<HashMap<usize, (Py<PyTuple>, Line)>> = RefCell::default();
+}
+
+/// Lines that are kept; then the memory of them begins anew.
+const MOST_KEPT: usize = 1024;
+
+fn line(line: &Bound<'_, PyAny>) -> PyResult<Line> {
+    let (name, value) = if let Ok(pair) = line.downcast_exact::<PyTuple>() {
+        // One that nobody but the list holds is made for this answer only.
+        if pair.get_refcnt() <= 2 {
+            (pair.get_borrowed_item(0)?.to_owned(), pair.get_borrowed_item(1)?.to_owned())
+        } else {
+            return kept_line(pair);
+        }
+    } else {
+        (line.get_item(0)?, line.get_item(1)?)
+    };
+    made_line(&name, &value)
+}
+
+fn made_line(name: &Bound<'_, PyAny>, value: &Bound<'_, PyAny>) -> PyResult<Line> {
+    let name = HeaderName::from_bytes(name.downcast::<PyBytes>()?.as_bytes())
+        .map_err(|_| PyValueError::new_err("a response header's name is not valid"))?;
+    let value = HeaderValue::from_bytes(value.downcast::<PyBytes>()?.as_bytes())
+        .map_err(|_| PyValueError::new_err(format!("the value of the response header {name} is not valid")))?;
+    Ok((name, value))
+}
+
+fn kept_line(pair: &Bound<'_, PyTuple>) -> PyResult<Line> {
+    let key = pair.as_ptr() as usize;
+    if let Some(found) = KEPT.with_borrow(|kept| kept.get(&key).map(|one| one.1.clone())) {
+        return Ok(found);
+    }
+    let made = made_line(&pair.get_item(0)?, &pair.get_item(1)?)?;
+    let old = KEPT.with_borrow_mut(|kept| {
+        let old = if kept.len() >= MOST_KEPT { std::mem::take(kept) } else { HashMap::new() };
+        kept.insert(key, (pair.clone().unbind(), made.clone()));
+        old
+    });
+    drop(old); // Python's destructors run here, with nothing borrowed
+    Ok(made)
+}
+
 /// Status and headers of http.response.start.
 pub fn head_of(py: Python<'_>, message: &Bound<'_, PyAny>) -> PyResult<Head> {
     let status: u16 = message.get_item(intern!(py, "status"))?.extract()?;
+    let headers = match message.downcast::<PyDict>() {
+        Ok(dict) => dict.get_item(intern!(py, "headers"))?,
+        Err(_) => Some(message.call_method1(intern!(py, "get"), (intern!(py, "headers"),))?),
+    };
+    head(status, headers.filter(|h| !h.is_none()).as_ref())
+}
+
+/// A response's head from its status and its list of (name, value).
+pub fn head(status: u16, headers: Option<&Bound<'_, PyAny>>) -> PyResult<Head> {
     let status = StatusCode::from_u16(status).map_err(|_| PyValueError::new_err("`status` is not an HTTP status"))?;
     if status.is_informational() {
         return Err(PyValueError::new_err("`status` is not that of a final response"));
     }
     let mut out = Vec::with_capacity(16);
-    let headers = match message.downcast::<PyDict>() {
-        Ok(dict) => dict.get_item(intern!(py, "headers"))?,
-        Err(_) => Some(message.call_method1(intern!(py, "get"), (intern!(py, "headers"),))?),
-    };
-    if let Some(headers) = headers.filter(|h| !h.is_none()) {
-        for line in headers.try_iter()? {
-            let line = line?;
-            if out.len() >= MOST_HEADERS {
-                return Err(PyValueError::new_err(format!(
-                    "more than {MOST_HEADERS} response headers"
-                )));
-            }
-            let (name, value) = if let Ok(pair) = line.downcast_exact::<PyTuple>() {
-                (pair.get_item(0)?, pair.get_item(1)?)
-            } else {
-                (line.get_item(0)?, line.get_item(1)?)
-            };
-            let name = HeaderName::from_bytes(name.downcast::<PyBytes>()?.as_bytes())
-                .map_err(|_| PyValueError::new_err("a response header's name is not valid"))?;
-            let value = HeaderValue::from_bytes(value.downcast::<PyBytes>()?.as_bytes())
-                .map_err(|_| PyValueError::new_err(format!("the value of the response header {name} is not valid")))?;
-            if name != header::TRANSFER_ENCODING {
-                out.push((name, value)); // the framing is the server's
-            }
+    let mut add = |one: &Bound<'_, PyAny>| {
+        if out.len() >= MOST_HEADERS {
+            return Err(PyValueError::new_err(format!(
+                "more than {MOST_HEADERS} response headers"
+            )));
         }
+        let line = line(one)?;
+        if line.0 != header::TRANSFER_ENCODING {
+            out.push(line); // the framing is the server's
+        }
+        Ok(())
+    };
+    match headers {
+        None => {}
+        Some(headers) => match headers.downcast_exact::<PyList>() {
+            Ok(list) => list.iter().try_for_each(|one| add(&one))?,
+            Err(_) => headers.try_iter()?.try_for_each(|one| add(&one?))?,
+        },
     }
     Ok((status, out))
 }

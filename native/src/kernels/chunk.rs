@@ -8,9 +8,9 @@ use std::ops::Range;
 use super::json::{blank, fields, null, number, string, value, Malformed};
 
 /// More than any model can take; a larger number is a provider's mistake, not a bill.
-const MOST_TOKENS: f64 = 100_000_000.0;
+pub const MOST_TOKENS: f64 = 100_000_000.0;
 /// msgspec reads no longer integers, their sign counted (Python's own bound counts digits only).
-const MOST_DIGITS: usize = 4300;
+pub const MOST_DIGITS: usize = 4300;
 
 /// Where a delta's content is; the first of these that is set counts. The order is that of `content_bytes` in
 /// `turnout/wire/answer.py`.
