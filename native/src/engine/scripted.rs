@@ -15,25 +15,26 @@ use super::exec::{Exec, Key};
 use super::request::{respond, BodyEnd, Got, Req};
 use super::server::{Event, Limits, Outbox, ServerConn};
 use super::sys::{Readiness, Wire};
+use super::tls::Pace;
 
 /// A socket whose peer's bytes are a script. Every other call would block; a blocked call is made ready by `Script::edge`.
 #[derive(Default)]
-struct Script {
-    input: RefCell<VecDeque<Vec<u8>>>,
-    ended: Cell<bool>,
-    output: RefCell<Vec<u8>>,
+pub(super) struct Script {
+    pub input: RefCell<VecDeque<Vec<u8>>>,
+    pub ended: Cell<bool>,
+    pub output: RefCell<Vec<u8>>,
     /// At most so many bytes are taken by one send.
-    room: Cell<usize>,
-    blocks: Cell<bool>,
+    pub room: Cell<usize>,
+    pub blocks: Cell<bool>,
     turn_in: Cell<bool>,
     turn_out: Cell<bool>,
-    wants: Cell<Readiness>,
-    shut: Cell<bool>,
+    pub wants: Cell<Readiness>,
+    pub shut: Cell<bool>,
 }
 
 impl Script {
     /// What epoll would say next: exactly what a call blocked on, and nothing else.
-    fn edge(&self) -> Option<Readiness> {
+    pub fn edge(&self) -> Option<Readiness> {
         let wants = self.wants.take();
         (wants != Readiness::default()).then_some(wants)
     }
@@ -50,7 +51,7 @@ impl Script {
     }
 }
 
-struct Handle(Rc<Script>);
+pub(super) struct Handle(pub Rc<Script>);
 
 impl Wire for Handle {
     fn recv(&self, buf: &mut [MaybeUninit<u8>]) -> io::Result<usize> {
@@ -109,15 +110,16 @@ impl Wire for Handle {
     fn reset(&self) {}
 }
 
-struct Bench {
-    exec: Exec,
+pub(super) struct Bench {
+    pub exec: Exec,
     outbox: Outbox,
-    script: Rc<Script>,
-    key: Key,
-    closed: Rc<Cell<bool>>,
-    bodies: Vec<Vec<u8>>,
-    disconnects: usize,
+    pub script: Rc<Script>,
+    pub key: Key,
+    pub closed: Rc<Cell<bool>>,
+    pub bodies: Vec<Vec<u8>>,
+    pub disconnects: usize,
     gone: Vec<Arc<Req>>,
+    pub pace: Rc<Pace>,
 }
 
 impl Bench {
@@ -126,6 +128,12 @@ impl Bench {
         script.input.replace(input.into());
         script.room.set(room);
         script.blocks.set(blocks);
+        let wire = Box::new(Handle(Rc::clone(&script)));
+        Self::over(wire, script)
+    }
+
+    /// A server's connection over a wire that ends in `script`.
+    pub fn over(wire: Box<dyn Wire>, script: Rc<Script>) -> Self {
         let exec = Exec::default();
         let outbox = Outbox::default();
         let (key, waker) = exec.reserve();
@@ -138,7 +146,6 @@ impl Bench {
             most_body: 1 << 20,
         };
         let peer: SocketAddr = ([127, 0, 0, 1], 1).into();
-        let wire = Box::new(Handle(Rc::clone(&script)));
         let on_close = Box::new(move || seen.set(true));
         let conn = ServerConn::new(wire, peer, waker.clone(), Rc::clone(&outbox), limits, on_close);
         exec.insert(key, Rc::new(conn));
@@ -152,15 +159,17 @@ impl Bench {
             bodies: Vec::new(),
             disconnects: 0,
             gone: Vec::new(),
+            pace: Rc::default(),
         }
     }
 
     /// Turns until nothing is marked and no edge is due: only then may everything sleep. `app` answers a whole body.
-    fn settle(&mut self, app: &dyn Fn(&Arc<Req>, &[u8])) {
+    pub fn settle(&mut self, app: &dyn Fn(&Arc<Req>, &[u8])) {
         for _ in 0..100_000 {
             if let Some(edge) = self.script.edge() {
                 self.exec.event(self.key, edge);
             }
+            self.pace.begin();
             self.exec.begin();
             self.exec.run();
             for event in self.outbox.take() {
@@ -196,7 +205,7 @@ impl Bench {
     }
 }
 
-fn answer(req: &Arc<Req>, pieces: &[&[u8]], finished: bool) {
+pub(super) fn answer(req: &Arc<Req>, pieces: &[&[u8]], finished: bool) {
     let exact = (finished && pieces.len() == 1).then(|| pieces[0].len() as u64);
     let response = respond(req, (StatusCode::OK, Vec::new()), exact);
     let mut state = req.lock();
@@ -209,7 +218,7 @@ fn answer(req: &Arc<Req>, pieces: &[&[u8]], finished: bool) {
     state.cut = !finished;
 }
 
-fn post(body: &[u8]) -> Vec<u8> {
+pub(super) fn post(body: &[u8]) -> Vec<u8> {
     let mut raw = format!("POST /x HTTP/1.1\r\nhost: a\r\ncontent-length: {}\r\n\r\n", body.len()).into_bytes();
     raw.extend_from_slice(body);
     raw

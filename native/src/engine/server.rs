@@ -175,7 +175,7 @@ impl ServerConn {
             return Step::Done;
         }
         gate.shutdown();
-        if !unread && gate.guard.at_rest() && !gate.has_unread() {
+        if !unread && gate.guard.at_rest() && !gate.holds() && !gate.has_unread() {
             return Step::Done;
         }
         self.lingering.set(true);

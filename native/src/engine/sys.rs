@@ -111,15 +111,32 @@ pub fn listener(fd: RawFd) -> io::Result<TcpListener> {
     Ok(listener)
 }
 
-/// What the engine needs of a socket; tests give scripts instead.
+/// What the engine needs of a socket; TLS is one around another, tests give scripts.
 pub trait Wire {
-    /// Bytes read; 0 at the end.
+    /// Bytes read; 0 at the end. Fewer than asked for: nothing is left, or `more` says otherwise.
     fn recv(&self, buf: &mut [MaybeUninit<u8>]) -> io::Result<usize>;
+    /// Bytes taken. Fewer than there are: the socket is full and will say when it has room.
     fn send(&self, bufs: &[IoSlice<'_>]) -> io::Result<usize>;
     /// No more will be sent.
     fn shutdown(&self);
     /// Make the coming close a reset.
     fn reset(&self);
+    /// It does more than pass bytes on: what follows means something.
+    fn layered(&self) -> bool {
+        false
+    }
+    /// Go on with the handshake. Ok when it is over.
+    fn open(&self) -> io::Result<()> {
+        Ok(())
+    }
+    /// Ok when all that `send` took has gone to the socket.
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
+    /// `recv` (or `open`) could go on though the socket may say nothing more.
+    fn more(&self) -> bool {
+        false
+    }
 }
 
 pub struct Socket(TcpStream);
