@@ -73,6 +73,7 @@ class Worker:
                 try:
                     config = from_wire(value["data"], value["secrets"])
                     self._app.apply(config, value["version"], value["simulators"])
+                    self._server.apply(config.listen)
                     self._say("applied", value["version"])
                 except Exception as exc:  # checked by the supervisor before; the old config stays in force
                     self._say("failed", f"{type(exc).__name__} while applying config {value['version']}")

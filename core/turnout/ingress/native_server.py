@@ -8,7 +8,7 @@ import os
 from typing import Any
 
 from .. import native
-from ..config.model import Listen
+from ..config.model import Listen, ListenTls
 
 TICK_S = 0.25  # how exactly time limits of connections are kept
 STOP_S = 2.0  # after the app has ended, for last bytes that are on their way
@@ -27,6 +27,9 @@ class NativeServer:
             idle_timeout_ms=listen.idle_timeout_ms,
             max_body_bytes=most_body_bytes or listen.max_body_bytes,
         )
+        if listen.tls is not None:
+            self._set_tls(listen.tls)
+        self.tls = listen.tls
         os.close(fd)  # the engine has a handle of its own: when it closes that, nobody of this process listens any more
         self._stopping = asyncio.Event()
         self._lifespan = Lifespan(app)
@@ -52,6 +55,15 @@ class NativeServer:
             if self._timer is not None:
                 self._timer.cancel()
             engine.close()
+
+    def apply(self, listen: Listen) -> None:
+        """A new config: a renewed certificate holds for connections from now on. Raises ValueError if it cannot be used."""
+        if self.tls is not None and listen.tls is not None and listen.tls != self.tls:
+            self._set_tls(listen.tls)
+            self.tls = listen.tls
+
+    def _set_tls(self, tls: ListenTls) -> None:
+        self.engine.set_tls(tls.cert.reveal().encode(), tls.key.reveal().encode())
 
     def stop(self) -> None:
         """No new connections; those that are answering have a moment to finish."""

@@ -123,6 +123,7 @@ class Supervisor:
 
     def reload(self) -> bool:
         """Read the config again: all of it is taken, or none. Returns whether the file was good."""
+        old = self.loaded.config
         swap = self._live.reload()
         if swap.error is not None:
             self.say(f"config refused, version {self.version} stays in force:\n{swap.why}")
@@ -135,6 +136,8 @@ class Supervisor:
                 self._send(slot, "config", self._config_message())
             self._settings()
             self.say(f"config version {self.version} ({self.loaded.digest}) in force")
+            if self._engine == "granian" and old.listen.tls and self.loaded.config.listen.tls != old.listen.tls:
+                self.say("warning: listen.tls: changed: engine granian takes it over at the next start")
         for problem in swap.warnings:
             self.say(f"warning: {problem}")
         return True

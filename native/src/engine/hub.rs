@@ -6,17 +6,20 @@ use std::net::TcpListener;
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::Arc;
 use std::time::Instant;
 
-use pyo3::exceptions::{PyOSError, PyRuntimeError};
+use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
+use rustls::ServerConfig;
 
 use super::asgi::{self, Hooks, Nothing};
 use super::exec::Exec;
 use super::request::Req;
 use super::server::{Event, Limits, Outbox, ServerConn};
-use super::sys::{self, Poller, Socket};
+use super::sys::{self, Poller, Socket, Wire};
+use super::tls::{server_config, Pace, Tls};
 
 const LISTENER: u64 = u64::MAX;
 const MOST_ACCEPTS: u32 = 32;
@@ -75,10 +78,25 @@ impl Engine {
                 idle_ms: idle_timeout_ms,
                 most_body: max_body_bytes.saturating_add(1),
             },
+            tls: RefCell::default(),
+            pace: Rc::default(),
             began: Instant::now(),
         };
         ENGINES.with_borrow_mut(|all| all.push(Rc::new(core)));
         Ok(Self { name })
+    }
+
+    /// Whether this certificate (with its chain) and key, both PEM, can be served with. Raises ValueError.
+    #[staticmethod]
+    fn check_tls(cert: &[u8], key: &[u8]) -> PyResult<()> {
+        server_config(cert, key).map(drop).map_err(PyValueError::new_err)
+    }
+
+    /// TLS for all connections from now on. Raises ValueError, and then all stays as it is.
+    fn set_tls(&self, cert: &[u8], key: &[u8]) -> PyResult<()> {
+        let config = server_config(cert, key).map_err(PyValueError::new_err)?;
+        self.core()?.tls.replace(Some(config));
+        Ok(())
     }
 
     /// Serve `app` on `loop`; `state` is what the app's lifespan left for its requests.
@@ -97,7 +115,8 @@ impl Engine {
         scope.set_item("type", "http")?;
         scope.set_item("asgi", asgi)?;
         scope.set_item("http_version", "1.1")?;
-        scope.set_item("scheme", "http")?;
+        let scheme = if core.tls.borrow().is_some() { "https" } else { "http" };
+        scope.set_item("scheme", scheme)?;
         scope.set_item("root_path", "")?;
         scope.set_item("extensions", PyDict::new(py))?;
         scope.set_item("state", state)?;
@@ -191,6 +210,8 @@ struct Core {
     paused_until_ms: Cell<u64>,
     most_connections: usize,
     limits: Limits,
+    tls: RefCell<Option<Arc<ServerConfig>>>,
+    pace: Rc<Pace>,
     began: Instant,
 }
 
@@ -211,6 +232,7 @@ impl Core {
             }
         }
         self.exec.begin();
+        self.pace.begin();
         for _ in 0..2 {
             self.exec.run();
             if !self.deliver(py) {
@@ -288,6 +310,13 @@ impl Core {
             };
             let Ok(socket) = Socket::new(stream) else { continue };
             let fd = socket.fd();
+            let mut wire: Box<dyn Wire> = Box::new(socket);
+            if let Some(config) = self.tls.borrow().as_ref() {
+                match Tls::server(wire, Arc::clone(config), &self.pace) {
+                    Ok(tls) => wire = Box::new(tls),
+                    Err(_) => continue,
+                }
+            }
             let (key, waker) = self.exec.reserve();
             if self.poller.add(fd, key).is_err() {
                 self.exec.remove(key);
@@ -295,14 +324,7 @@ impl Core {
             }
             let poller = Rc::clone(&self.poller);
             let leave = Box::new(move || poller.remove(fd));
-            let conn = ServerConn::new(
-                Box::new(socket),
-                peer,
-                waker.clone(),
-                Rc::clone(&self.outbox),
-                self.limits,
-                leave,
-            );
+            let conn = ServerConn::new(wire, peer, waker.clone(), Rc::clone(&self.outbox), self.limits, leave);
             self.exec.insert(key, Rc::new(conn));
             waker.wake();
         }
