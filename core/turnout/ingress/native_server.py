@@ -10,7 +10,6 @@ from typing import Any
 from .. import native
 from ..config.model import Listen, ListenTls
 
-TICK_S = 0.25  # how exactly time limits of connections are kept
 STOP_S = 2.0  # after the app has ended, for last bytes that are on their way
 
 
@@ -33,16 +32,14 @@ class NativeServer:
         os.close(fd)  # the engine has a handle of its own: when it closes that, nobody of this process listens any more
         self._stopping = asyncio.Event()
         self._lifespan = Lifespan(app)
-        self._timer: asyncio.TimerHandle | None = None
 
     async def serve(self) -> None:
         """Returns when it has been stopped and the last connection is closed. Raises RuntimeError if the app refuses to start."""
-        loop = self._loop = asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
         engine = self.engine
         await self._lifespan.start()
         engine.start(self._app, loop, self._lifespan.state)
         loop.add_reader(engine.fileno(), engine.turn)
-        self._tick()
         try:
             await self._stopping.wait()
             engine.drain()
@@ -52,8 +49,6 @@ class NativeServer:
                 await asyncio.sleep(0.01)
         finally:
             loop.remove_reader(engine.fileno())
-            if self._timer is not None:
-                self._timer.cancel()
             engine.close()
 
     def apply(self, listen: Listen) -> None:
@@ -68,10 +63,6 @@ class NativeServer:
     def stop(self) -> None:
         """No new connections; those that are answering have a moment to finish."""
         self._stopping.set()
-
-    def _tick(self) -> None:
-        self._timer = self._loop.call_later(TICK_S, self._tick)
-        self.engine.tick()
 
 
 class Lifespan:

@@ -6,8 +6,7 @@ use std::net::TcpListener;
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::Arc;
-use std::time::Instant;
+use std::sync::{Arc, Mutex};
 
 use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
@@ -15,7 +14,7 @@ use pyo3::types::PyDict;
 use rustls::ServerConfig;
 
 use super::asgi::{self, Hooks, Nothing};
-use super::exec::Exec;
+use super::exec::{Exec, NEVER};
 use super::request::Req;
 use super::server::{Event, Limits, Outbox, ServerConn};
 use super::sys::{self, Poller, Socket, Wire};
@@ -40,8 +39,8 @@ static NAMES: AtomicU64 = AtomicU64::new(1);
 
 /// An HTTP/1.1 server for one ASGI app on a listening socket (of which it makes a handle of its own).
 ///
-/// The loop calls `turn` when `fileno()` is readable, `run` when the engine asked for it with `call_soon`, and `tick`
-/// about four times a second. Only the thread that made it may use it; it lasts until `close`.
+/// The loop calls `turn` when `fileno()` is readable, and `run` and `tick` when the engine asked for it with `call_soon`
+/// and `call_later`. Only the thread that made it may use it; it lasts until `close`.
 #[pyclass(frozen)]
 pub struct Engine {
     name: u64,
@@ -66,11 +65,12 @@ impl Engine {
         let core = Core {
             name,
             poller: Rc::new(poller),
-            exec: Exec::default(),
+            exec: Exec::new(sys::now_ms),
             outbox: Outbox::default(),
             listener: RefCell::new(Some(listener)),
             listening: Cell::new(true),
             paused_until_ms: Cell::new(0),
+            timer_ms: Cell::new(NEVER),
             most_connections: max_connections,
             limits: Limits {
                 header_ms: header_timeout_ms,
@@ -80,7 +80,6 @@ impl Engine {
             },
             tls: RefCell::default(),
             pace: Rc::default(),
-            began: Instant::now(),
         };
         ENGINES.with_borrow_mut(|all| all.push(Rc::new(core)));
         Ok(Self { name })
@@ -128,7 +127,10 @@ impl Engine {
             create_task: r#loop.getattr("create_task")?.unbind(),
             call_soon: r#loop.getattr("call_soon")?.unbind(),
             report: r#loop.getattr("call_exception_handler")?.unbind(),
+            call_later: r#loop.getattr("call_later")?.unbind(),
             run: slf.getattr("run")?.unbind(),
+            tick: slf.getattr("tick")?.unbind(),
+            timer: Mutex::default(),
             scope: scope.unbind(),
             nothing: Py::new(py, Nothing)?,
             thread: std::thread::current().id(),
@@ -165,10 +167,12 @@ impl Engine {
         self.core().map_or(Ok(()), |core| core.turn(py, false))
     }
 
-    /// Look at the clock.
+    /// The loop's timer: something may be due.
     fn tick(&self, py: Python<'_>) -> PyResult<()> {
-        let core = self.core()?;
-        core.exec.tick(core.now_ms());
+        let Ok(core) = self.core() else { return Ok(()) };
+        core.timer_ms.set(NEVER);
+        core.exec.begin();
+        core.exec.expire();
         core.turn(py, false)
     }
 
@@ -187,6 +191,11 @@ impl Engine {
         core.unlisten();
         core.exec.clear();
         core.deliver(py);
+        if let Some(hooks) = asgi::hooks_of(self.name) {
+            if let Err(err) = hooks.swap_timer(py, None) {
+                err.write_unraisable(py, None);
+            }
+        }
         // The hooks hold `run`, and with it the engine: without this they would keep each other.
         asgi::forget(self.name);
     }
@@ -208,18 +217,15 @@ struct Core {
     listener: RefCell<Option<TcpListener>>,
     listening: Cell<bool>,
     paused_until_ms: Cell<u64>,
+    /// What the loop's timer is set to.
+    timer_ms: Cell<u64>,
     most_connections: usize,
     limits: Limits,
     tls: RefCell<Option<Arc<ServerConfig>>>,
     pace: Rc<Pace>,
-    began: Instant,
 }
 
 impl Core {
-    fn now_ms(&self) -> u64 {
-        self.began.elapsed().as_millis() as u64
-    }
-
     /// Poll tasks and tell Python what came out, until nothing is marked or the turn is over.
     fn turn(&self, py: Python<'_>, look: bool) -> PyResult<()> {
         let Some(hooks) = asgi::hooks_of(self.name) else {
@@ -239,14 +245,28 @@ impl Core {
                 break;
             }
         }
-        if !self.listening.get() && self.now_ms() >= self.paused_until_ms.get() {
+        if !self.listening.get() && self.exec.clock.now_ms() >= self.paused_until_ms.get() {
             self.listen();
         }
+        self.set_timer(py, &hooks)?;
         hooks.scheduled.store(false, Ordering::Release);
         if self.exec.pending() {
             hooks.schedule(py)?;
         }
         Ok(())
+    }
+
+    /// One timer of the loop for the next slot of the wheel. It is moved forward only: one that comes for nothing does no
+    /// harm, and is rarer than what would move it.
+    fn set_timer(&self, py: Python<'_>, hooks: &Hooks) -> PyResult<()> {
+        let Some(next) = self.exec.next_ms().filter(|next| *next < self.timer_ms.get()) else {
+            return Ok(());
+        };
+        self.timer_ms.set(next);
+        // The clock may be behind by its grain.
+        let wait_s = (next.saturating_sub(self.exec.clock.now_ms()) + 5) as f64 / 1000.0;
+        let timer = hooks.call_later.call1(py, (wait_s, &hooks.tick))?;
+        hooks.swap_timer(py, Some(timer))
     }
 
     /// Take what epoll has.
@@ -334,7 +354,9 @@ impl Core {
     fn deafen(&self, listener: &TcpListener, ms: u64) {
         self.poller.remove(listener.as_raw_fd());
         self.listening.set(false);
-        self.paused_until_ms.set(self.now_ms() + ms);
+        let until = self.exec.clock.now_ms() + ms;
+        self.paused_until_ms.set(until);
+        self.exec.wake_at(until);
     }
 
     fn listen(&self) {

@@ -4,7 +4,7 @@
 //! takes what is ready, polls the connections concerned until they wait again, and then hands to Python what came out:
 //! Python is never called while anything in here is borrowed. No thread, no tokio, no hand-over of the GIL.
 //!
-//! `sys` (system calls) < `exec` (tasks and wakers) < `io` + `framing` + `tls` (bytes) < `request` (one request's state)
+//! `sys` (system calls) < `exec` + `wheel` (tasks, wakers, timers) < `io` + `framing` + `tls` (bytes) < `request` (one request's state)
 //! < `server` (one connection) < `message` + `asgi` (what Python sees) < `hub` (all of it).
 
 pub mod asgi;
@@ -21,3 +21,4 @@ mod scripted_tls;
 pub mod server;
 pub mod sys;
 pub mod tls;
+pub mod wheel;

@@ -13,6 +13,14 @@ fn checked(result: libc::c_int) -> io::Result<libc::c_int> {
     }
 }
 
+/// Milliseconds of a clock that never goes back, as coarse as the system's tick (1 to 10 ms), which makes it cheap.
+pub fn now_ms() -> u64 {
+    let mut at = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `at` outlives the call. It cannot fail: Linux has had this clock since 2.6.32.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &mut at) };
+    at.tv_sec as u64 * 1000 + at.tv_nsec as u64 / 1_000_000
+}
+
 /// What epoll said about one socket.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Readiness {
