@@ -1,4 +1,4 @@
-"""One worker process: `python -m turnout.worker CONTROL_FD LISTEN_FD RING_FD NUMBER PARENT_PID`.
+"""One worker process: `python -m turnout.worker CONTROL_FD LISTEN_FD RING_FD COUNTERS_FD NUMBER PARENT_PID`.
 
 It reads no file and no environment: config and secrets come over the control channel. When that channel ends, the
 supervisor is dead, and the worker ends at once so that no orphan listens on.
@@ -14,19 +14,25 @@ from typing import Any
 
 import uvloop
 
+from . import native
 from .app import App
 from .config.load import from_wire
 from .config.model import Config
 from .ingress import control
+from .state.remote import Remote
+from .state.table import Cells, row
 from .telemetry import metrics
 from .telemetry.ring import Ring
 
 
 class Worker:
-    def __init__(self, sock: socket.socket, listen_fd: int, ring: Ring, number: int, first: dict[str, Any]) -> None:
+    def __init__(
+        self, sock: socket.socket, listen_fd: int, ring: Ring, counters_fd: int, number: int, first: dict[str, Any]
+    ) -> None:
         self._sock = sock
         self._listen_fd = listen_fd
         self._ring = ring
+        self._counters_fd = counters_fd
         self._number = number
         self._first = first
         self._done = asyncio.Event()
@@ -34,6 +40,7 @@ class Worker:
     async def run(self) -> None:
         first = self._first
         config = from_wire(first["data"], first["secrets"])
+        cells: Cells = Remote(first["state"]) if first["state"] else native.Counters(self._counters_fd)
         self._app = app = App(
             config,
             version=first["version"],
@@ -41,6 +48,7 @@ class Worker:
             worker=self._number,
             ring=self._ring,
             simulators=first["simulators"],
+            window=lambda name: row(cells, name),
         )
         self._server = make_server(first["engine"], app, self._listen_fd, config)
         serving = asyncio.create_task(self._server.serve())
@@ -94,7 +102,7 @@ def make_server(engine: str, app: App, fd: int, config: Config) -> Any:
 
 
 def main() -> None:
-    control_fd, listen_fd, ring_fd, number, parent = map(int, sys.argv[1:6])
+    control_fd, listen_fd, ring_fd, counters_fd, number, parent = map(int, sys.argv[1:7])
     control.die_with_parent(parent)
     control.raise_file_limit()
     # Ctrl-C reaches the whole process group; the supervisor decides what it means.
@@ -108,7 +116,7 @@ def main() -> None:
     ring = Ring(ring_fd)
 
     async def run() -> None:
-        await Worker(sock, listen_fd, ring, number, first).run()
+        await Worker(sock, listen_fd, ring, counters_fd, number, first).run()
 
     uvloop.run(run())
 

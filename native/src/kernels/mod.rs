@@ -2,6 +2,7 @@
 //! the same name in `turnout/twin/`; `chunk`, `json` and `lines` are what they are made of.
 
 pub mod chunk;
+pub mod counters;
 pub mod json;
 pub mod lines;
 pub mod scan;
