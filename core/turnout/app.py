@@ -22,7 +22,7 @@ from .flow import Flow
 from .ingress.caller import Callers
 from .ingress.endpoints import Endpoints
 from .route.health import Breaker
-from .route.retry import RetryBudget
+from .route.retry import RetryBudget, Window
 from .route.spec import Match, RouteSpec, TargetSpec
 from .route.stage import Routes
 from .telemetry import record
@@ -52,13 +52,16 @@ class App:
         ring: Ring | None = None,
         simulators: dict[str, str] | None = None,
         make_client: Callable[[asyncio.AbstractEventLoop, Callable[[], int]], Any] = Client,
+        window: Callable[[str], Window | None] = lambda name: None,
     ) -> None:
+        """`window(name)`: cells for this name that all workers count in; None where there are none to share."""
         self._loop = asyncio.get_running_loop()
         self._clock = SystemClock()
         self._rng = Random()
         self._worker = worker
         self._ring = ring
         self._dev = dev
+        self._window = window
         self.metrics = Metrics()
         self.client = make_client(self._loop, self._clock.now_ns)
         self.callers = Callers(config.listen.body_timeout_ms)
@@ -225,13 +228,16 @@ class App:
         self, spec: RouteSpec, config: Config, groups: tuple[tuple[Target, ...], ...], strip_prefix: bool = False
     ) -> Route:
         key = (spec.name, spec.retries.budget)
+        if key not in self._budgets:
+            shared = self._window(f"retries {'direct ' if strip_prefix else ''}{spec.name} {spec.retries.budget}")
+            self._budgets[key] = RetryBudget(spec.retries.budget, shared)
         return Route(
             name=spec.name,
             match=spec.match.model,
             groups=groups,
             policy=spec.routing_policy,
             retries_max=spec.retries.max,
-            budget=self._budgets.setdefault(key, RetryBudget(spec.retries.budget)),
+            budget=self._budgets[key],
             connect_ms=spec.timeouts.connect_ms,
             idle_ms=spec.timeouts.idle_ms,
             total_ms=spec.timeouts.total_ms,

@@ -129,7 +129,10 @@ def _greet(supervisor: Any, engine: str, dev: bool) -> None:
     host = f"[{config.listen.host}]" if ":" in config.listen.host else config.listen.host
     workers = len(supervisor.slots)
     say(f"turnout {__version__}, engine {engine}, {kernels}, {workers} worker{'s' if workers > 1 else ''}")
-    say(f"listening on http://{host}:{supervisor.port}, admin on http://{config.admin.host}:{supervisor.admin.port}")
+    scheme = "https" if config.listen.tls else "http"
+    say(
+        f"listening on {scheme}://{host}:{supervisor.port}, admin on http://{config.admin.host}:{supervisor.admin.port}"
+    )
     for route in config.routes:
         targets = ", ".join(f"{t.provider}/{t.model}" if t.model else t.provider for t in route.targets)
         kind = type(route.routing_policy).__struct_config__.tag

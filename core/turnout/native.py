@@ -15,14 +15,19 @@ except ImportError as exc:
     missing = str(exc) if "TURNOUT_PURE" in str(exc) else "the extension was not built (no cargo at install time?)"
 
 if _built is not None:
+    Counters: Any = _built.Counters
     FieldScanner: Any = _built.FieldScanner
     StreamScanner: Any = _built.StreamScanner
     read_answer: Any = _built.read_answer
     read_usage: Any = _built.read_usage
 else:
     from .twin.answer import read_answer, read_usage  # noqa: F401
+    from .twin.counters import Counters  # noqa: F401
     from .twin.scan import FieldScanner  # noqa: F401
     from .twin.sse import StreamScanner  # noqa: F401
+
+# Whether processes may count in the same memory: the twin's operations are whole within one process only.
+shares = _built is not None
 
 # The server engine: a type where the extension is built, else None. It has no twin; granian serves instead.
 Engine: Any = getattr(_built, "Engine", None)

@@ -35,3 +35,15 @@ class Secret:
 
     def __hash__(self) -> int:
         return hash(self.ref)
+
+
+class Pem(Secret):
+    """A private key, or what else has more than one line: read as it stands, and as little to be seen."""
+
+    __slots__ = ()
+
+
+class Certificate(Pem):
+    """A certificate and its chain. It may also be given as the path of its file: it is nothing to hide."""
+
+    __slots__ = ()

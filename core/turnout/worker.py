@@ -1,4 +1,4 @@
-"""One worker process: `python -m turnout.worker CONTROL_FD LISTEN_FD RING_FD NUMBER PARENT_PID`.
+"""One worker process: `python -m turnout.worker CONTROL_FD LISTEN_FD RING_FD COUNTERS_FD NUMBER PARENT_PID`.
 
 It reads no file and no environment: config and secrets come over the control channel. When that channel ends, the
 supervisor is dead, and the worker ends at once so that no orphan listens on.
@@ -16,19 +16,25 @@ from typing import Any
 
 import uvloop
 
+from . import native
 from .app import App
 from .config.load import from_wire
 from .config.model import Config
 from .ingress import control
+from .state.remote import Remote
+from .state.table import Cells, row
 from .telemetry import metrics
 from .telemetry.ring import Ring
 
 
 class Worker:
-    def __init__(self, sock: socket.socket, listen_fd: int, ring: Ring, number: int, first: dict[str, Any]) -> None:
+    def __init__(
+        self, sock: socket.socket, listen_fd: int, ring: Ring, counters_fd: int, number: int, first: dict[str, Any]
+    ) -> None:
         self._sock = sock
         self._listen_fd = listen_fd
         self._ring = ring
+        self._counters_fd = counters_fd
         self._number = number
         self._first = first
         self._done = asyncio.Event()
@@ -37,6 +43,7 @@ class Worker:
         first = self._first
         config = from_wire(first["data"], first["secrets"])
         make_client, make_server = engine_of(first["engine"], self._listen_fd, config)
+        cells: Cells = Remote(first["state"]) if first["state"] else native.Counters(self._counters_fd)
         self._app = app = App(
             config,
             version=first["version"],
@@ -45,6 +52,7 @@ class Worker:
             ring=self._ring,
             simulators=first["simulators"],
             make_client=make_client,
+            window=lambda name: row(cells, name),
         )
         self._server = make_server(app)
         serving = asyncio.create_task(self._server.serve())
@@ -77,6 +85,7 @@ class Worker:
                 try:
                     config = from_wire(value["data"], value["secrets"])
                     self._app.apply(config, value["version"], value["simulators"])
+                    self._server.apply(config.listen)
                     self._say("applied", value["version"])
                 except Exception as exc:  # checked by the supervisor before; the old config stays in force
                     self._say("failed", f"{type(exc).__name__} while applying config {value['version']}")
@@ -101,7 +110,7 @@ def engine_of(name: str, fd: int, config: Config) -> tuple[Callable[..., Any], C
 
 
 def main() -> None:
-    control_fd, listen_fd, ring_fd, number, parent = map(int, sys.argv[1:6])
+    control_fd, listen_fd, ring_fd, counters_fd, number, parent = map(int, sys.argv[1:7])
     control.die_with_parent(parent)
     control.raise_file_limit()
     # Ctrl-C reaches the whole process group; the supervisor decides what it means.
@@ -115,7 +124,7 @@ def main() -> None:
     ring = Ring(ring_fd)
 
     async def run() -> None:
-        await Worker(sock, listen_fd, ring, number, first).run()
+        await Worker(sock, listen_fd, ring, counters_fd, number, first).run()
 
     uvloop.run(run())
 

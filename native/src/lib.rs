@@ -7,6 +7,7 @@ use pyo3::prelude::*;
 
 #[pymodule]
 fn _native(m: &Bound<'_, PyModule>) -> PyResult<()> {
+    m.add_class::<kernels::counters::Counters>()?;
     m.add_class::<kernels::scan::FieldScanner>()?;
     m.add_class::<engine::hub::Engine>()?;
     m.add_class::<engine::client::Head>()?;

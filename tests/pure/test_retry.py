@@ -3,7 +3,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from turnout.native import Counters
 from turnout.route.retry import LEAST_PER_S, WINDOW_S, RetryBudget
+from turnout.state.table import memory, row
 
 S = 1_000_000_000
 T0 = 5_000 * S
@@ -116,13 +118,34 @@ def test_without_a_success_it_never_gives_more_than_three_a_second(steps: list[t
     assert all(n <= LEAST_PER_S for n in by_second.values())
 
 
-@given(st.lists(st.integers(0, 30_000_000_000), max_size=80))
-def test_its_sums_never_drift(waits: list[int]) -> None:
-    budget = RetryBudget(0.1)
+def shared(count: int, ratio: float) -> list[RetryBudget]:
+    """Budgets of so many workers over one row of cells."""
+    cells = Counters(memory())
+    return [RetryBudget(ratio, row(cells, "a")) for _ in range(count)]
+
+
+@given(STEPS, st.sampled_from([0.0, 0.1, 1.0]), st.integers(1, 4))
+def test_workers_that_share_cells_have_one_budget(steps: list[tuple[int, int, int]], ratio: float, count: int) -> None:
+    """They give out what one alone would, whoever is asked; only successes that are not handed in yet may be missing."""
+    alone, many = RetryBudget(ratio), shared(count, ratio)
     now = T0
-    for wait in waits:
+    for i, (wait, successes, wishes) in enumerate(steps):
         now += wait
-        budget.succeeded(now)
-        budget.take(now)
-        assert budget._earned == sum(budget._successes) >= 0
-        assert budget._spent == sum(budget._taken) >= 0
+        for n in range(successes):
+            alone.succeeded(now)
+            many[(i + n) % count].succeeded(now)
+        for budget in many:
+            budget.has(now)  # hands in
+        for n in range(wishes):
+            assert alone.take(now) == many[(i * n) % count].take(now)
+
+
+def test_eight_workers_may_retry_three_times_a_second_together() -> None:
+    many = shared(8, 0.1)
+    assert sum(drain(budget, T0) for budget in many) == LEAST_PER_S
+    assert sum(drain(RetryBudget(0.1), T0) for _ in range(8)) == 8 * LEAST_PER_S  # what they would do each for himself
+    for _ in range(1_000):
+        many[0].succeeded(T0 + S)
+    assert drain(many[1], T0 + S) == LEAST_PER_S  # the successes come a second later at most
+    many[0].succeeded(T0 + 2 * S)
+    assert drain(many[1], T0 + 2 * S) == 100 - LEAST_PER_S * 2

@@ -19,7 +19,7 @@ ADMIN_KEY = "adm-test-0123456789abcdef"
 UPSTREAM_KEY = "sk-upstream-0123456789abcdef"
 START_S = 30.0
 
-_LISTENING = re.compile(r"listening on (http://\S+), admin on (http://\S+)")
+_LISTENING = re.compile(r"listening on (https?://\S+), admin on (http://\S+)")
 
 
 def die_with_tests() -> None:
@@ -119,7 +119,7 @@ class Gateway:
 
     @property
     def host(self) -> str:
-        return self.url.removeprefix("http://").partition(":")[0]
+        return self.url.partition("://")[2].partition(":")[0]
 
     @property
     def port(self) -> int:

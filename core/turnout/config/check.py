@@ -5,11 +5,13 @@ repeats a value that could hold a credential: a URL with a password in it, a hea
 """
 
 import math
+import os
 import re
 import ssl
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .. import native
 from ..admit.spec import KeySpec
 from ..catalog import Catalog
 from ..route.policies.weighted import Weighted
@@ -17,7 +19,7 @@ from ..route.spec import RouteSpec
 from ..route.stage import matches
 from ..secret import Secret
 from .hosts import is_loopback, is_private, url_fault, url_parts
-from .model import Config
+from .model import Config, ListenTls
 from .problem import Findings, Locate, Path, Problem, shorten
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # goes into headers, metric labels and file names as it is
@@ -68,8 +70,39 @@ def _check_listeners(config: Config, found: Findings, dev: bool) -> None:
             found.error(("auth", "keys"), "no key configured: set auth.keys, or use --dev on a loopback address")
         elif not is_loopback(listen.host):
             found.error(("listen", "host"), "no key configured: --dev without keys serves on a loopback address only")
+    if listen.tls is not None:
+        _check_tls(listen.tls, found)
     if not config.state.dir or "\0" in config.state.dir:
         found.error(("state", "dir"), "expected a directory")
+
+
+def _check_tls(tls: ListenTls, found: Findings) -> None:
+    """Whether certificate and key can be used, and belong together."""
+    cert, key = (
+        os.memfd_create("pem") for _ in range(2)
+    )  # OpenSSL reads files only, and these may come from elsewhere
+    try:
+        for fd, pem in ((cert, tls.cert), (key, tls.key)):
+            os.write(fd, pem.reveal().encode())
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
+            f"/proc/self/fd/{cert}", f"/proc/self/fd/{key}", password=""
+        )
+        if native.Engine is not None:  # what serves is rustls: some old curves and short keys are OpenSSL's alone
+            native.Engine.check_tls(tls.cert.reveal().encode(), tls.key.reveal().encode())
+    except ssl.SSLError as wrong:
+        if wrong.reason == "KEY_VALUES_MISMATCH":
+            found.error(("listen", "tls", "key"), "is not the key of the certificate in listen.tls.cert")
+        elif "-----BEGIN CERTIFICATE-----" not in tls.cert.reveal():
+            found.error(("listen", "tls", "cert"), "not a certificate in PEM")
+        elif "PRIVATE KEY-----" not in tls.key.reveal():
+            found.error(("listen", "tls", "key"), "not a private key in PEM")
+        else:
+            found.error(("listen", "tls"), "certificate and key cannot be loaded: damaged, or the key has a password")
+    except ValueError:
+        found.error(("listen", "tls"), "certificate and key are of a kind that engine native cannot use")
+    finally:
+        os.close(cert)
+        os.close(key)
 
 
 def _check_keys(config: Config, found: Findings) -> None:

@@ -63,11 +63,14 @@ class Live:
 
 
 def _waiting(old: Loaded, new: Loaded) -> list[Problem]:
-    return [
+    waiting = [
         Problem(f"{room}.{field}", "changed: holds from the next start on", warning=True)
         for room, field in _AT_START
         if getattr(getattr(old.config, room), field) != getattr(getattr(new.config, room), field)
     ]
+    if (old.config.listen.tls is None) != (new.config.listen.tls is None):
+        waiting.append(Problem("listen.tls", "changed: holds from the next start on", warning=True))
+    return waiting
 
 
 class Watch:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ..secret import Secret
+from ..secret import Certificate, Pem, Secret
 from .check import check
 from .dev import dev_config
 from .explain import explain, is_plain
@@ -78,20 +78,34 @@ class SecretResolver:
     def __init__(self, environ: Mapping[str, str] | None = None) -> None:
         self._environ = os.environ if environ is None else environ
         self.values: dict[str, str] = {}
+        self._texts: dict[str, str] = {}
 
     def __call__(self, ref: str) -> str:
         if ref not in self.values:
-            kind, _, rest = ref.partition(":")
-            self.values[ref] = self._env(rest) if kind == "env" else self._file(rest)
+            self.values[ref] = _usable(*self._read(ref))
         return self.values[ref]
 
-    def _env(self, name: str) -> str:
+    def text(self, ref: str) -> str:
+        """The same for what may have more than one line."""
+        if ref not in self._texts:
+            text, what = self._read(ref)
+            if not text.strip():
+                raise ValueError(f"{what} is empty")
+            self._texts[ref] = text
+        return self._texts[ref]
+
+    def _read(self, ref: str) -> tuple[str, str]:
+        """The value, and what to call its place."""
+        kind, _, rest = ref.partition(":")
+        return self._env(rest) if kind == "env" else self._file(rest)
+
+    def _env(self, name: str) -> tuple[str, str]:
         shown = f" {name}" if _SHOWN_NAME.fullmatch(name) else " named here"
         if name not in self._environ:
             raise ValueError(f"the environment variable{shown} is not set")
-        return _usable(self._environ[name], f"the environment variable{shown}")
+        return self._environ[name], f"the environment variable{shown}"
 
-    def _file(self, path: str) -> str:
+    def _file(self, path: str) -> tuple[str, str]:
         try:
             if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for its writer
                 raise ValueError("the file named here is not a regular file")
@@ -105,7 +119,7 @@ class SecretResolver:
             text = content.decode()
         except UnicodeDecodeError:
             raise ValueError("the file named here is not text") from None
-        return _usable(text, "the file named here")
+        return text, "the file named here"
 
 
 def _usable(value: str, what: str) -> str:
@@ -138,20 +152,25 @@ def parse(text: str, name: str) -> "Raw":
     return read(text, name)
 
 
-def decode(data: Any, resolve: Resolve, locate: Locate = nowhere, *, name: str = "config") -> Config:
+def decode(
+    data: Any, resolve: Resolve, locate: Locate = nowhere, *, name: str = "config", text: Resolve | None = None
+) -> Config:
     """Plain data -> `Config`, strictly. Raises `ConfigError` with every problem found, each at its own path.
 
-    `resolve` gets well-formed references only and raises `ValueError` with a message for people.
+    `resolve` gets well-formed references only and raises `ValueError` with a message for people. `text` does so where
+    a value may have more than one line; without it `resolve` does.
     """
 
     def hook(type_: type, value: Any) -> Any:
         if type_ is object:  # the values of a route's `set`: any JSON (msgspec knows `Any`, but asks about `object`)
             return value
-        if type_ is not Secret:
+        if not issubclass(type_, Secret):
             raise NotImplementedError(type_)
+        if type_ is Certificate and isinstance(value, str) and value and not _REFERENCE.fullmatch(value):
+            value = f"file:{os.path.abspath(value)}"
         if not isinstance(value, str) or not _REFERENCE.fullmatch(value):
             raise ValueError(BY_REFERENCE)
-        return Secret(value, resolve(value))
+        return type_(value, (text or resolve)(value) if issubclass(type_, Pem) else resolve(value))
 
     try:
         return msgspec.convert(data, Config, dec_hook=hook)
@@ -218,7 +237,11 @@ def _load(
         secrets[ref] = resolve(ref)
         return secrets[ref]
 
-    config = decode(data, keep, locate, name=name)
+    def keep_text(ref: str) -> str:
+        secrets[ref] = getattr(resolve, "text", resolve)(ref)
+        return secrets[ref]
+
+    config = decode(data, keep, locate, name=name, text=keep_text)
     problems = check(config, locate, dev=dev)
     if any(not problem.warning for problem in problems):
         raise ConfigError([problem for problem in problems if not problem.warning], name)

@@ -8,13 +8,20 @@ from msgspec import Meta
 from ..admit.spec import AuthSpec
 from ..catalog import Override
 from ..route.spec import RouteSpec
-from ..secret import Secret
+from ..secret import Certificate, Pem, Secret
 from ..telemetry.spec import LogSpec, TelemetrySpec
 from ..upstream.providers import PROVIDERS
 
 Provider: Any = Union[tuple(PROVIDERS)]  # noqa: UP007  (a union of a list that grows by one line per provider)
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Millis = Annotated[int, Meta(ge=1, le=86_400_000)]
+
+
+class ListenTls(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """TLS 1.2 and 1.3 on the listener. Renewed files are taken over while it runs (engine granian: at the next start)."""
+
+    cert: Certificate  # PEM, its chain behind it
+    key: Pem
 
 
 class Listen(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -30,6 +37,7 @@ class Listen(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     body_timeout_ms: Millis = 30_000
     max_body_bytes: Annotated[int, Meta(ge=1024)] = 32 * 1024 * 1024
     drain_s: Annotated[float, Meta(ge=0)] = 60.0  # how long SIGTERM waits for live requests
+    tls: ListenTls | None = None
 
 
 class Admin(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from ..secret import Secret
+from ..secret import Certificate, Pem, Secret
 from .model import Config
 
 SECRET_PATTERN = r"^(env:[A-Za-z_][A-Za-z0-9_]*|file:/.*)$"
@@ -23,6 +23,14 @@ def _describe(type_: type) -> dict[str, Any]:
             "pattern": SECRET_PATTERN,
             "description": "A secret, by reference: env:NAME or file:/path.",
         }
+    if type_ is Pem:
+        return {
+            "type": "string",
+            "pattern": SECRET_PATTERN,
+            "description": "A private key in PEM, by reference: env:NAME or file:/path.",
+        }
+    if type_ is Certificate:
+        return {"type": "string", "description": "A certificate and its chain in PEM: a path, env:NAME or file:/path."}
     if type_ is object:  # any JSON value
         return {"description": "Any JSON value."}
     raise NotImplementedError(type_)

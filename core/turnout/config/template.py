@@ -20,6 +20,7 @@ listen:
   # body_timeout_ms: 30000      # ... and its body; raise it for big uploads over slow lines
   # max_body_bytes: 33554432    # 32 MiB; lower it if nobody sends images or audio
   # drain_s: 60                 # how long SIGTERM waits for running requests; at least as long as your longest stream
+  # tls: null                   # or {cert: /path/cert.pem, key: "file:/path/key.pem"}; null is plain HTTP
 
 # Who may ask. Clients send the key as `Authorization: Bearer`, `x-api-key` or `api-key`.
 # Without any key Turnout does not start, except with --dev on a loopback address.

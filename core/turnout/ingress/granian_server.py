@@ -4,10 +4,11 @@ granian's own process manager is not used: killed with -9 it leaves its workers 
 workers would open a socket of its own. Ours inherit theirs from the supervisor.
 """
 
+import os
 from typing import Any
 
 from granian._granian import SocketHolder
-from granian.constants import HTTPModes, Interfaces
+from granian.constants import HTTPModes, Interfaces, SSLProtocols
 from granian.http import HTTP1Settings
 from granian.server.embed import Server
 
@@ -21,6 +22,7 @@ class GranianServer(Server):
 
     def __init__(self, app: Any, fd: int, listen: Listen) -> None:
         self._fd = fd
+        self._pem: list[int] = []
         super().__init__(
             app,
             interface=Interfaces.ASGI,
@@ -36,7 +38,23 @@ class GranianServer(Server):
             ),
             log_enabled=False,
         )
+        if listen.tls is not None:
+            # granian reads files, when it starts and never again; these are of memory only, and nobody else's.
+            self._pem = [in_memory(pem.reveal()) for pem in (listen.tls.cert, listen.tls.key)]
+            cert, key = (f"/proc/self/fd/{fd}" for fd in self._pem)
+            self.ssl_ctx: Any = (True, cert, key, None, str(SSLProtocols.tls12), None, [], False)
+
+    def apply(self, listen: Listen) -> None:
+        """A new config changes nothing here: a renewed certificate waits for the next start."""
 
     def _init_shared_socket(self) -> None:
         self._ssp = None
         self._shd: Any = SocketHolder(self._fd, False, self.backlog)  # type: ignore[call-arg]
+
+
+def in_memory(text: str) -> int:
+    """A file descriptor of a file that is nowhere, with this in it."""
+    fd = os.memfd_create("pem")
+    with os.fdopen(os.dup(fd), "wb") as file:
+        file.write(text.encode())
+    return fd

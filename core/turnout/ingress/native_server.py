@@ -8,10 +8,9 @@ import os
 from typing import Any
 
 from .. import native
-from ..config.model import Listen
+from ..config.model import Listen, ListenTls
 from ..errors import Fault
 
-TICK_S = 0.25  # how exactly time limits of connections are kept
 STOP_S = 2.0  # after the app has ended, for last bytes that are on their way
 
 
@@ -33,19 +32,20 @@ class NativeServer:
     def __init__(self, app: Any, fd: int, listen: Listen, most_body_bytes: int = 0, engine: Any = None) -> None:
         self._app = app
         self.engine = engine or make_engine(fd, listen, most_body_bytes)
+        if listen.tls is not None:
+            self._set_tls(listen.tls)
+        self.tls = listen.tls
         os.close(fd)  # the engine has a handle of its own: when it closes that, nobody of this process listens any more
         self._stopping = asyncio.Event()
         self._lifespan = Lifespan(app)
-        self._timer: asyncio.TimerHandle | None = None
 
     async def serve(self) -> None:
         """Returns when it has been stopped and the last connection is closed. Raises RuntimeError if the app refuses to start."""
-        loop = self._loop = asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
         engine = self.engine
         await self._lifespan.start()
         engine.start(self._app, loop, self._lifespan.state, Fault)
         loop.add_reader(engine.fileno(), engine.turn)
-        self._tick()
         try:
             await self._stopping.wait()
             engine.drain()
@@ -55,17 +55,20 @@ class NativeServer:
                 await asyncio.sleep(0.01)
         finally:
             loop.remove_reader(engine.fileno())
-            if self._timer is not None:
-                self._timer.cancel()
             engine.close()
+
+    def apply(self, listen: Listen) -> None:
+        """A new config: a renewed certificate holds for connections from now on. Raises ValueError if it cannot be used."""
+        if self.tls is not None and listen.tls is not None and listen.tls != self.tls:
+            self._set_tls(listen.tls)
+            self.tls = listen.tls
+
+    def _set_tls(self, tls: ListenTls) -> None:
+        self.engine.set_tls(tls.cert.reveal().encode(), tls.key.reveal().encode())
 
     def stop(self) -> None:
         """No new connections; those that are answering have a moment to finish."""
         self._stopping.set()
-
-    def _tick(self) -> None:
-        self._timer = self._loop.call_later(TICK_S, self._tick)
-        self.engine.tick()
 
 
 class Lifespan:

@@ -19,8 +19,11 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from .. import native
 from ..config.live import Live, Watch
 from ..config.load import Loaded
+from ..state import table
+from ..state.launch import StateProcess
 from ..telemetry import metrics
 from ..telemetry.ring import Ring
 from ..upstream.providers.simulated import SimulatedSpec
@@ -73,6 +76,8 @@ class Supervisor:
         self._simulator: Simulator | None = None
         self._simulated = b"{}"  # the specs it was started with
         self._recorder: subprocess.Popen[bytes] | None = None
+        self._counters_fd = table.memory()  # what workers count together outlives each of them
+        self._state: StateProcess | None = None  # where they have no shared memory
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = asyncio.Event()
         self._forced = False
@@ -98,6 +103,8 @@ class Supervisor:
         self.port = listeners[0].getsockname()[1]
         self.slots = [Slot(i, listener) for i, listener in enumerate(listeners)]
         self._start_recorder()
+        if len(self.slots) > 1 and not native.shares:
+            self._state = StateProcess()
         for slot in self.slots:
             self._spawn(slot)
         self.admin = Admin(self)
@@ -123,6 +130,7 @@ class Supervisor:
 
     def reload(self) -> bool:
         """Read the config again: all of it is taken, or none. Returns whether the file was good."""
+        old = self.loaded.config
         swap = self._live.reload()
         if swap.error is not None:
             self.say(f"config refused, version {self.version} stays in force:\n{swap.why}")
@@ -135,6 +143,8 @@ class Supervisor:
                 self._send(slot, "config", self._config_message())
             self._settings()
             self.say(f"config version {self.version} ({self.loaded.digest}) in force")
+            if self._engine == "granian" and old.listen.tls and self.loaded.config.listen.tls != old.listen.tls:
+                self.say("warning: listen.tls: changed: engine granian takes it over at the next start")
         for problem in swap.warnings:
             self.say(f"warning: {problem}")
         return True
@@ -168,6 +178,8 @@ class Supervisor:
             if self._recorder.poll() is None:
                 self._recorder.kill()
                 self._recorder.wait()
+        if self._state is not None:
+            self._state.stop()
         if self._simulator is not None:
             self._simulator.stop()
 
@@ -176,7 +188,7 @@ class Supervisor:
     def _spawn(self, slot: Slot) -> None:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
-        fds = (theirs.fileno(), slot.listener.fileno(), slot.ring_fd)
+        fds = (theirs.fileno(), slot.listener.fileno(), slot.ring_fd, self._counters_fd)
         slot.process = subprocess.Popen(
             [sys.executable, "-P", "-m", "turnout.worker", *map(str, fds), str(slot.number), str(os.getpid())],
             pass_fds=fds,
@@ -241,6 +253,7 @@ class Supervisor:
             "dev": self._dev,
             "engine": self._engine,
             "simulators": self.simulators,
+            "state": self._state.address if self._state is not None else b"",
         }
 
     # ---- metrics
@@ -281,6 +294,8 @@ class Supervisor:
             if self._recorder is not None and self._recorder.poll() is not None and not self._stopping.is_set():
                 self.say("the recorder ended; starting it again (its rings kept what was waiting)")
                 self._start_recorder()
+            if self._state is not None and self._state.restarted():
+                self.say("the state process ended; started it again (what workers count together begins anew)")
 
     # ---- the other processes
 

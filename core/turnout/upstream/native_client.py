@@ -81,7 +81,8 @@ class NativeClient:
 
     @property
     def connections(self) -> int:
-        return self._pure.connections + sum(origin.pool.size for origin in self._origins)
+        count: int = self._pure.connections + sum(origin.pool.size for origin in self._origins)
+        return count
 
     def tick(self, now_ns: int) -> None:
         """Every 20 ms: let the calls look at their limits."""

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::ThreadId;
 
 use bytes::Bytes;
@@ -30,6 +30,10 @@ pub struct Hooks {
     pub call_soon: Py<PyAny>,
     /// `Engine.run` of the engine that this belongs to.
     pub run: Py<PyAny>,
+    pub call_later: Py<PyAny>,
+    /// `Engine.tick`, and the loop's timer that will call it.
+    pub tick: Py<PyAny>,
+    pub timer: Mutex<Option<Py<PyAny>>>,
     /// The loop's exception handler.
     pub report: Py<PyAny>,
     pub scope: Py<PyDict>,
@@ -60,6 +64,12 @@ pub fn forget(name: u64) {
 }
 
 impl Hooks {
+    /// This one instead of the loop's timer that there was, which may have been called already.
+    pub fn swap_timer(&self, py: Python<'_>, timer: Option<Py<PyAny>>) -> PyResult<()> {
+        let old = std::mem::replace(&mut *self.timer.lock().unwrap_or_else(PoisonError::into_inner), timer);
+        old.map_or(Ok(()), |old| old.call_method0(py, intern!(py, "cancel")).map(drop))
+    }
+
     /// Something is marked: let `run` come, once.
     pub fn schedule(&self, py: Python<'_>) -> PyResult<()> {
         if !self.scheduled.swap(true, Ordering::AcqRel) {

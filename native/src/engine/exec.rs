@@ -7,11 +7,12 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Wake, Waker};
 
 use super::sys::Readiness;
+use super::wheel::Wheel;
 
 /// What a task says after it was polled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,16 +30,40 @@ pub trait Task {
     fn poll(&self, cx: &mut Context<'_>, turn: u64) -> Step;
     /// What epoll said; the task is polled afterwards.
     fn event(&self, ready: Readiness);
-    /// Called a few times a second. True: poll it, something is due.
-    fn tick(&self, now_ms: u64) -> bool;
+    /// By when it wants to be called, in milliseconds of the clock; `NEVER` if nothing is awaited. Asked after each poll.
+    fn due(&self, _: &Clock) -> u64 {
+        NEVER
+    }
+    /// That time has come; the task is polled afterwards.
+    fn expire(&self) {}
     /// No new work after what is under way; the task is polled afterwards.
     fn drain(&self) {}
     /// Called once, when the task has left the list, also after a panic.
     fn close(&self);
 }
 
+pub const NEVER: u64 = u64::MAX;
+
+/// The time, read at most once a turn and only if somebody asks.
+pub struct Clock {
+    source: fn() -> u64,
+    now: Cell<u64>,
+}
+
+impl Clock {
+    pub fn now_ms(&self) -> u64 {
+        if self.now.get() == NEVER {
+            self.now.set((self.source)());
+        }
+        self.now.get()
+    }
+}
+
 /// Slot in the lower half, generation in the upper: a key outlives its task without ever meaning another one.
 pub type Key = u64;
+
+/// A key that no task ever has.
+const NOBODY: Key = u64::MAX;
 
 /// The queue of marked tasks. The only part that wakers touch; they must be `Send` by their type, so it is locked.
 #[derive(Default)]
@@ -56,6 +81,8 @@ struct TaskWaker {
     key: Key,
     marked: AtomicBool,
     ready: Arc<Ready>,
+    /// The deadline that the wheel has for this task: its earliest; later ones are found when that comes.
+    armed: AtomicU64,
 }
 
 impl Wake for TaskWaker {
@@ -76,7 +103,6 @@ struct Slot {
     waker: Option<Arc<TaskWaker>>,
 }
 
-#[derive(Default)]
 pub struct Exec {
     slots: RefCell<Vec<Slot>>,
     free: RefCell<Vec<u32>>,
@@ -85,12 +111,36 @@ pub struct Exec {
     later: RefCell<Vec<Arc<TaskWaker>>>,
     live: Cell<usize>,
     turn: Cell<u64>,
+    pub clock: Clock,
+    wheel: RefCell<Wheel>,
+    due: RefCell<Vec<(Key, u64)>>,
 }
 
 /// Rounds over the queue in one turn: a request takes two or three (head, body, answer).
 const ROUNDS: usize = 8;
 
 impl Exec {
+    /// `source` tells the time in milliseconds.
+    pub fn new(source: fn() -> u64) -> Self {
+        let mut wheel = Wheel::default();
+        wheel.advance(source(), &mut Vec::new());
+        Self {
+            slots: RefCell::default(),
+            free: RefCell::default(),
+            ready: Arc::default(),
+            batch: RefCell::default(),
+            later: RefCell::default(),
+            live: Cell::default(),
+            turn: Cell::default(),
+            clock: Clock {
+                source,
+                now: Cell::new(NEVER),
+            },
+            wheel: RefCell::new(wheel),
+            due: RefCell::default(),
+        }
+    }
+
     /// A place for a task; it gets its waker before it exists, because it usually needs it to be made.
     pub fn reserve(&self) -> (Key, Waker) {
         let mut slots = self.slots.borrow_mut();
@@ -108,6 +158,7 @@ impl Exec {
             key,
             marked: AtomicBool::new(false),
             ready: Arc::clone(&self.ready),
+            armed: AtomicU64::new(NEVER),
         });
         slot.waker = Some(Arc::clone(&waker));
         (key, Waker::from(waker))
@@ -151,6 +202,7 @@ impl Exec {
 
     /// Begin a turn: those that were over their share may go on.
     pub fn begin(&self) {
+        self.clock.now.set(NEVER);
         self.turn.set(self.turn.get() + 1);
         for waker in self.later.borrow_mut().drain(..) {
             waker.wake_by_ref();
@@ -180,10 +232,53 @@ impl Exec {
         let mut cx = Context::from_waker(&std_waker);
         // A panic ends its own connection and nothing else.
         match catch_unwind(AssertUnwindSafe(|| task.poll(&mut cx, self.turn.get()))) {
-            Ok(Step::Wait) => {}
-            Ok(Step::Again) => self.later.borrow_mut().push(waker),
+            Ok(Step::Wait) => self.arm(&*task, &waker),
+            Ok(Step::Again) => {
+                self.arm(&*task, &waker);
+                self.later.borrow_mut().push(waker);
+            }
             Ok(Step::Done) | Err(_) => self.remove(key),
         }
+    }
+
+    /// Let the wheel know of a deadline that is nearer than the one it has.
+    fn arm(&self, task: &dyn Task, waker: &TaskWaker) {
+        let due = task.due(&self.clock);
+        if due < waker.armed.load(Ordering::Relaxed) {
+            waker.armed.store(due, Ordering::Relaxed);
+            self.wheel.borrow_mut().arm(waker.key, due);
+        }
+    }
+
+    /// Have a turn at that time, though nothing may happen.
+    pub fn wake_at(&self, due_ms: u64) {
+        self.wheel.borrow_mut().arm(NOBODY, due_ms);
+    }
+
+    /// When `expire` should be called next.
+    pub fn next_ms(&self) -> Option<u64> {
+        self.wheel.borrow().next_ms()
+    }
+
+    /// Tell the tasks whose time has come.
+    pub fn expire(&self) {
+        let now = self.clock.now_ms();
+        let mut due = self.due.take();
+        self.wheel.borrow_mut().advance(now, &mut due);
+        for (key, at) in due.drain(..) {
+            let Some((task, waker)) = self.find(key) else { continue };
+            if waker.armed.load(Ordering::Relaxed) != at {
+                continue; // it has a nearer one since
+            }
+            waker.armed.store(NEVER, Ordering::Relaxed);
+            if task.due(&self.clock) <= now {
+                task.expire();
+                waker.wake_by_ref();
+            } else {
+                self.arm(&*task, &waker);
+            }
+        }
+        self.due.replace(due);
     }
 
     /// Take a task off the list and close it.
@@ -205,15 +300,6 @@ impl Exec {
             self.live.set(self.live.get() - 1);
             let _ = catch_unwind(AssertUnwindSafe(|| task.close()));
         }
-    }
-
-    /// Let every task look at the clock.
-    pub fn tick(&self, now_ms: u64) {
-        self.each(|task, waker| {
-            if task.tick(now_ms) {
-                waker.wake_by_ref();
-            }
-        });
     }
 
     /// Let every task end after what it has under way.

@@ -6,24 +6,24 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::task::Waker;
-use std::time::Instant;
 
 use http::{HeaderName, Request};
-
-use pyo3::exceptions::{PyOSError, PyRuntimeError};
+use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
+use rustls::ServerConfig;
 
 use super::asgi::{self, Hooks, Nothing};
 use super::call::Call;
 use super::client;
-use super::exec::Exec;
+use super::exec::{Exec, NEVER};
 use super::pool::{Ground, Pool};
 use super::request::Req;
 use super::server::{Event, Limits, Outbox, ServerConn};
-use super::sys::{self, Poller, Socket};
+use super::sys::{self, Poller, Socket, Wire};
+use super::tls::{server_config, Pace, Tls};
 use super::upstream::Whole;
 
 const LISTENER: u64 = u64::MAX;
@@ -47,8 +47,8 @@ static NAMES: AtomicU64 = AtomicU64::new(1);
 
 /// An HTTP/1.1 server for one ASGI app on a listening socket (of which it makes a handle of its own).
 ///
-/// The loop calls `turn` when `fileno()` is readable, `run` when the engine asked for it with `call_soon`, and `tick`
-/// about four times a second. Only the thread that made it may use it; it lasts until `close`.
+/// The loop calls `turn` when `fileno()` is readable, and `run` and `tick` when the engine asked for it with `call_soon`
+/// and `call_later`. Only the thread that made it may use it; it lasts until `close`.
 #[pyclass(frozen)]
 pub struct Engine {
     name: u64,
@@ -73,11 +73,13 @@ impl Engine {
         let core = Core {
             name,
             poller: Rc::new(poller),
-            exec: Exec::default(),
+            exec: Exec::new(sys::now_ms),
             outbox: Outbox::default(),
             listener: RefCell::new(Some(listener)),
             listening: Cell::new(true),
             paused_until_ms: Cell::new(0),
+            timer_ms: Cell::new(NEVER),
+            clients: Rc::default(),
             most_connections: max_connections,
             limits: Limits {
                 header_ms: header_timeout_ms,
@@ -85,12 +87,26 @@ impl Engine {
                 idle_ms: idle_timeout_ms,
                 most_body: max_body_bytes.saturating_add(1),
             },
-            began: Instant::now(),
             pools: RefCell::default(),
             kept: RefCell::new(Rc::new([])),
+            tls: RefCell::default(),
+            pace: Rc::default(),
         };
         ENGINES.with_borrow_mut(|all| all.push(Rc::new(core)));
         Ok(Self { name })
+    }
+
+    /// Whether this certificate (with its chain) and key, both PEM, can be served with. Raises ValueError.
+    #[staticmethod]
+    fn check_tls(cert: &[u8], key: &[u8]) -> PyResult<()> {
+        server_config(cert, key).map(drop).map_err(PyValueError::new_err)
+    }
+
+    /// TLS for all connections from now on. Raises ValueError, and then all stays as it is.
+    fn set_tls(&self, cert: &[u8], key: &[u8]) -> PyResult<()> {
+        let config = server_config(cert, key).map_err(PyValueError::new_err)?;
+        self.core()?.tls.replace(Some(config));
+        Ok(())
     }
 
     /// Serve `app` on `loop`; `state` is what the app's lifespan left for its requests. Failed calls raise
@@ -111,7 +127,8 @@ impl Engine {
         scope.set_item("type", "http")?;
         scope.set_item("asgi", asgi)?;
         scope.set_item("http_version", "1.1")?;
-        scope.set_item("scheme", "http")?;
+        let scheme = if core.tls.borrow().is_some() { "https" } else { "http" };
+        scope.set_item("scheme", scheme)?;
         scope.set_item("root_path", "")?;
         let extensions = PyDict::new(py);
         extensions.set_item("turnout.relay", PyDict::new(py))?;
@@ -129,7 +146,10 @@ impl Engine {
             leave_task: tasks.getattr("_leave_task")?.unbind(),
             call_soon: r#loop.getattr("call_soon")?.unbind(),
             report: r#loop.getattr("call_exception_handler")?.unbind(),
+            call_later: r#loop.getattr("call_later")?.unbind(),
             run: slf.getattr("run")?.unbind(),
+            tick: slf.getattr("tick")?.unbind(),
+            timer: Mutex::default(),
             scope: scope.unbind(),
             nothing: Py::new(py, Nothing)?,
             thread: std::thread::current().id(),
@@ -143,10 +163,10 @@ impl Engine {
         Ok(self.core()?.poller.fd())
     }
 
-    /// Connections there are now, idle ones too.
+    /// Connections of clients there are now, idle ones too.
     #[getter]
     fn connections(&self) -> PyResult<usize> {
-        Ok(self.core()?.exec.live())
+        Ok(self.core()?.clients.get())
     }
 
     /// Requests of this process that are not over or that somebody still holds.
@@ -215,10 +235,12 @@ impl Engine {
         self.core().map_or(Ok(()), |core| core.turn(py, false))
     }
 
-    /// Look at the clock.
+    /// The loop's timer: something may be due.
     fn tick(&self, py: Python<'_>) -> PyResult<()> {
-        let core = self.core()?;
-        core.exec.tick(core.now_ms());
+        let Ok(core) = self.core() else { return Ok(()) };
+        core.timer_ms.set(NEVER);
+        core.exec.begin();
+        core.exec.expire();
         core.turn(py, false)
     }
 
@@ -249,6 +271,11 @@ impl Engine {
     fn bury(&self, py: Python<'_>) {
         let Ok(core) = self.core() else { return };
         core.deliver(py);
+        if let Some(hooks) = asgi::hooks_of(self.name) {
+            if let Err(err) = hooks.swap_timer(py, None) {
+                err.write_unraisable(py, None);
+            }
+        }
         ENGINES.with_borrow_mut(|all| all.retain(|one| one.name != self.name));
         // The hooks hold `run`, and with it the engine: without this they would keep each other.
         asgi::forget(self.name);
@@ -269,9 +296,14 @@ pub struct Core {
     listener: RefCell<Option<TcpListener>>,
     listening: Cell<bool>,
     paused_until_ms: Cell<u64>,
+    /// What the loop's timer is set to.
+    timer_ms: Cell<u64>,
+    /// Connections of clients.
+    clients: Rc<Cell<usize>>,
     most_connections: usize,
     limits: Limits,
-    began: Instant,
+    tls: RefCell<Option<Arc<ServerConfig>>>,
+    pace: Rc<Pace>,
     pools: RefCell<Vec<Rc<Pool>>>,
     kept: RefCell<Rc<[HeaderName]>>,
 }
@@ -312,10 +344,6 @@ impl Core {
         pool.dial(&ground, addresses, request, make)
     }
 
-    fn now_ms(&self) -> u64 {
-        self.began.elapsed().as_millis() as u64
-    }
-
     /// Poll tasks and tell Python what came out, until nothing is marked or the turn is over.
     fn turn(&self, py: Python<'_>, look: bool) -> PyResult<()> {
         let Some(hooks) = asgi::hooks_of(self.name) else {
@@ -328,20 +356,35 @@ impl Core {
             }
         }
         self.exec.begin();
+        self.pace.begin();
         for _ in 0..ROUNDS {
             self.exec.run();
             if !self.deliver(py) {
                 break;
             }
         }
-        if !self.listening.get() && self.now_ms() >= self.paused_until_ms.get() {
+        if !self.listening.get() && self.exec.clock.now_ms() >= self.paused_until_ms.get() {
             self.listen();
         }
+        self.set_timer(py, &hooks)?;
         hooks.scheduled.store(false, Ordering::Release);
         if self.exec.pending() {
             hooks.schedule(py)?;
         }
         Ok(())
+    }
+
+    /// One timer of the loop for the next slot of the wheel. It is moved forward only: one that comes for nothing does no
+    /// harm, and is rarer than what would move it.
+    fn set_timer(&self, py: Python<'_>, hooks: &Hooks) -> PyResult<()> {
+        let Some(next) = self.exec.next_ms().filter(|next| *next < self.timer_ms.get()) else {
+            return Ok(());
+        };
+        self.timer_ms.set(next);
+        // The clock may be behind by its grain.
+        let wait_s = (next.saturating_sub(self.exec.clock.now_ms()) + 5) as f64 / 1000.0;
+        let timer = hooks.call_later.call1(py, (wait_s, &hooks.tick))?;
+        hooks.swap_timer(py, Some(timer))
     }
 
     /// Take what epoll has.
@@ -389,7 +432,7 @@ impl Core {
         let listener = self.listener.borrow();
         let Some(listener) = listener.as_ref() else { return };
         for _ in 0..MOST_ACCEPTS {
-            if self.exec.live() >= self.most_connections {
+            if self.clients.get() >= self.most_connections {
                 self.deafen(listener, 0);
                 return;
             }
@@ -406,21 +449,26 @@ impl Core {
             };
             let Ok(socket) = Socket::new(stream) else { continue };
             let fd = socket.fd();
+            let mut wire: Box<dyn Wire> = Box::new(socket);
+            if let Some(config) = self.tls.borrow().as_ref() {
+                match Tls::server(wire, Arc::clone(config), &self.pace) {
+                    Ok(tls) => wire = Box::new(tls),
+                    Err(_) => continue,
+                }
+            }
             let (key, waker) = self.exec.reserve();
             if self.poller.add(fd, key).is_err() {
                 self.exec.remove(key);
                 continue;
             }
             let poller = Rc::clone(&self.poller);
-            let leave = Box::new(move || poller.remove(fd));
-            let conn = ServerConn::new(
-                Box::new(socket),
-                peer,
-                waker.clone(),
-                Rc::clone(&self.outbox),
-                self.limits,
-                leave,
-            );
+            let clients = Rc::clone(&self.clients);
+            clients.set(clients.get() + 1);
+            let leave = Box::new(move || {
+                poller.remove(fd);
+                clients.set(clients.get() - 1);
+            });
+            let conn = ServerConn::new(wire, peer, waker.clone(), Rc::clone(&self.outbox), self.limits, leave);
             self.exec.insert(key, Rc::new(conn));
             waker.wake();
         }
@@ -430,11 +478,13 @@ impl Core {
     fn deafen(&self, listener: &TcpListener, ms: u64) {
         self.poller.remove(listener.as_raw_fd());
         self.listening.set(false);
-        self.paused_until_ms.set(self.now_ms() + ms);
+        let until = self.exec.clock.now_ms() + ms;
+        self.paused_until_ms.set(until);
+        self.exec.wake_at(until);
     }
 
     fn listen(&self) {
-        if self.listening.get() || self.exec.live() >= self.most_connections {
+        if self.listening.get() || self.clients.get() >= self.most_connections {
             return;
         }
         if let Some(listener) = self.listener.borrow().as_ref() {

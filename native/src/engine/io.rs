@@ -21,6 +21,8 @@ const GATHER: usize = 16 * 1024;
 /// One socket's state, shared by hyper's side (`Io`) and the connection's.
 pub struct Gate {
     wire: Box<dyn Wire>,
+    /// The wire is more than a socket: it holds bytes back, has a handshake.
+    layered: bool,
     pub guard: Guard,
     readable: bool,
     writable: bool,
@@ -42,6 +44,7 @@ pub struct Gate {
 impl Gate {
     pub fn new(wire: Box<dyn Wire>) -> Self {
         Self {
+            layered: wire.layered(),
             wire,
             guard: Guard::default(),
             // Taken as ready until the socket says otherwise: the first edge may be older than our place in the set.
@@ -98,12 +101,13 @@ impl Gate {
                     self.received += n as u64;
                     // Less than asked for: nothing is left (epoll(7)), except a FIN that came together with the bytes.
                     if n > 0 && n < buf.len() && !self.ended {
-                        self.readable = false;
+                        self.readable = self.layered && self.wire.more();
                     }
                     return Poll::Ready(Ok(n));
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    self.readable = false;
+                    self.readable = self.layered && self.wire.more();
+                    self.starved |= self.readable;
                     return Poll::Pending;
                 }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
@@ -129,18 +133,68 @@ impl Gate {
                     self.writable = false;
                     return Poll::Pending;
                 }
+                // Its handshake is still under way. The end of that comes with something to read, and then we are asked.
+                Err(e) if e.kind() == io::ErrorKind::NotConnected && self.layered => return Poll::Pending,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => return Poll::Ready(Err(e)),
             }
         }
     }
 
+    /// Go on with the wire's handshake, if it has one; an error is final. Once ready it stays so.
+    pub fn open(&mut self) -> Poll<io::Result<()>> {
+        if !self.layered {
+            return Poll::Ready(Ok(()));
+        }
+        if !self.readable {
+            let sent = self.flush(); // our part of it may still be in here
+            return if let Poll::Ready(Err(e)) = sent {
+                Poll::Ready(Err(e))
+            } else {
+                Poll::Pending
+            };
+        }
+        match self.wire.open() {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                self.readable = self.wire.more();
+                self.starved |= self.readable;
+                Poll::Pending
+            }
+            other => Poll::Ready(other),
+        }
+    }
+
+    /// Whether all that was written has gone to the socket; it goes on with what has not.
+    fn flush(&mut self) -> Poll<io::Result<()>> {
+        if self.layered {
+            if !self.writable {
+                return Poll::Pending;
+            }
+            match self.wire.flush() {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    self.writable = false;
+                    return Poll::Pending;
+                }
+                other => other?,
+            }
+        }
+        self.flushed = true;
+        Poll::Ready(Ok(()))
+    }
+
+    /// Bytes that a layer has taken and not sent yet. It goes on with them.
+    pub fn holds(&mut self) -> bool {
+        self.layered && !matches!(self.flush(), Poll::Ready(_))
+    }
+
     /// Read and forget, so that a close does not become a reset that destroys our last words. True: the end is reached.
     pub fn discard(&mut self) -> bool {
+        let held = self.holds();
         let mut buf = [MaybeUninit::uninit(); 16 * 1024];
         loop {
             match self.recv(&mut buf) {
-                Poll::Ready(Ok(0) | Err(_)) => return true,
+                Poll::Ready(Ok(0)) => return !held,
+                Poll::Ready(Err(_)) => return true,
                 Poll::Ready(Ok(_)) => {}
                 Poll::Pending => return false,
             }
@@ -220,8 +274,7 @@ impl Write for Io {
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.0.borrow_mut().flushed = true;
-        Poll::Ready(Ok(()))
+        self.0.borrow_mut().flush()
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -4,7 +4,7 @@
 //! takes what is ready, polls the connections concerned until they wait again, and then hands to Python what came out:
 //! Python is never called while anything in here is borrowed. No thread, no tokio, no hand-over of the GIL.
 //!
-//! `sys` (system calls) < `exec` (tasks and wakers) < `io` + `framing` (bytes) < `request` (one request's state)
+//! `sys` (system calls) < `exec` + `wheel` (tasks, wakers, timers) < `io` + `framing` + `tls` (bytes) < `request` (one request's state)
 //! < `server` (one connection) < `message` + `asgi` (what Python sees) < `hub` (all of it).
 
 pub mod asgi;
@@ -19,8 +19,12 @@ pub mod pool;
 pub mod request;
 #[cfg(test)]
 mod scripted;
+#[cfg(test)]
+mod scripted_tls;
 pub mod server;
 pub mod sys;
 pub mod task;
+pub mod tls;
 pub mod upstream;
 pub mod wake;
+pub mod wheel;

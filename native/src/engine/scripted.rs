@@ -15,25 +15,26 @@ use super::exec::{Exec, Key};
 use super::request::{respond, BodyEnd, Got, Req};
 use super::server::{Event, Limits, Outbox, ServerConn};
 use super::sys::{Readiness, Wire};
+use super::tls::Pace;
 
 /// A socket whose peer's bytes are a script. Every other call would block; a blocked call is made ready by `Script::edge`.
 #[derive(Default)]
-struct Script {
-    input: RefCell<VecDeque<Vec<u8>>>,
-    ended: Cell<bool>,
-    output: RefCell<Vec<u8>>,
+pub(super) struct Script {
+    pub input: RefCell<VecDeque<Vec<u8>>>,
+    pub ended: Cell<bool>,
+    pub output: RefCell<Vec<u8>>,
     /// At most so many bytes are taken by one send.
-    room: Cell<usize>,
-    blocks: Cell<bool>,
+    pub room: Cell<usize>,
+    pub blocks: Cell<bool>,
     turn_in: Cell<bool>,
     turn_out: Cell<bool>,
-    wants: Cell<Readiness>,
-    shut: Cell<bool>,
+    pub wants: Cell<Readiness>,
+    pub shut: Cell<bool>,
 }
 
 impl Script {
     /// What epoll would say next: exactly what a call blocked on, and nothing else.
-    fn edge(&self) -> Option<Readiness> {
+    pub fn edge(&self) -> Option<Readiness> {
         let wants = self.wants.take();
         (wants != Readiness::default()).then_some(wants)
     }
@@ -50,7 +51,7 @@ impl Script {
     }
 }
 
-struct Handle(Rc<Script>);
+pub(super) struct Handle(pub Rc<Script>);
 
 impl Wire for Handle {
     fn recv(&self, buf: &mut [MaybeUninit<u8>]) -> io::Result<usize> {
@@ -109,15 +110,21 @@ impl Wire for Handle {
     fn reset(&self) {}
 }
 
-struct Bench {
-    exec: Exec,
+thread_local! {
+    /// What the clock of these tests says.
+    static NOW: Cell<u64> = const { Cell::new(0) };
+}
+
+pub(super) struct Bench {
+    pub exec: Exec,
     outbox: Outbox,
-    script: Rc<Script>,
-    key: Key,
-    closed: Rc<Cell<bool>>,
-    bodies: Vec<Vec<u8>>,
-    disconnects: usize,
+    pub script: Rc<Script>,
+    pub key: Key,
+    pub closed: Rc<Cell<bool>>,
+    pub bodies: Vec<Vec<u8>>,
+    pub disconnects: usize,
     gone: Vec<Arc<Req>>,
+    pub pace: Rc<Pace>,
 }
 
 impl Bench {
@@ -126,7 +133,13 @@ impl Bench {
         script.input.replace(input.into());
         script.room.set(room);
         script.blocks.set(blocks);
-        let exec = Exec::default();
+        let wire = Box::new(Handle(Rc::clone(&script)));
+        Self::over(wire, script)
+    }
+
+    /// A server's connection over a wire that ends in `script`.
+    pub fn over(wire: Box<dyn Wire>, script: Rc<Script>) -> Self {
+        let exec = Exec::new(|| NOW.get());
         let outbox = Outbox::default();
         let (key, waker) = exec.reserve();
         let closed = Rc::new(Cell::new(false));
@@ -138,7 +151,6 @@ impl Bench {
             most_body: 1 << 20,
         };
         let peer: SocketAddr = ([127, 0, 0, 1], 1).into();
-        let wire = Box::new(Handle(Rc::clone(&script)));
         let on_close = Box::new(move || seen.set(true));
         let conn = ServerConn::new(wire, peer, waker.clone(), Rc::clone(&outbox), limits, on_close);
         exec.insert(key, Rc::new(conn));
@@ -152,15 +164,24 @@ impl Bench {
             bodies: Vec::new(),
             disconnects: 0,
             gone: Vec::new(),
+            pace: Rc::default(),
         }
     }
 
+    /// It is so late now.
+    fn at(&mut self, ms: u64) {
+        NOW.set(ms);
+        self.exec.begin();
+        self.exec.expire();
+    }
+
     /// Turns until nothing is marked and no edge is due: only then may everything sleep. `app` answers a whole body.
-    fn settle(&mut self, app: &dyn Fn(&Arc<Req>, &[u8])) {
+    pub fn settle(&mut self, app: &dyn Fn(&Arc<Req>, &[u8])) {
         for _ in 0..100_000 {
             if let Some(edge) = self.script.edge() {
                 self.exec.event(self.key, edge);
             }
+            self.pace.begin();
             self.exec.begin();
             self.exec.run();
             for event in self.outbox.take() {
@@ -196,7 +217,7 @@ impl Bench {
     }
 }
 
-fn answer(req: &Arc<Req>, pieces: &[&[u8]], finished: bool) {
+pub(super) fn answer(req: &Arc<Req>, pieces: &[&[u8]], finished: bool) {
     let exact = (finished && pieces.len() == 1).then(|| pieces[0].len() as u64);
     let response = respond(req, (StatusCode::OK, Vec::new()), exact);
     let mut state = req.lock();
@@ -209,7 +230,7 @@ fn answer(req: &Arc<Req>, pieces: &[&[u8]], finished: bool) {
     state.cut = !finished;
 }
 
-fn post(body: &[u8]) -> Vec<u8> {
+pub(super) fn post(body: &[u8]) -> Vec<u8> {
     let mut raw = format!("POST /x HTTP/1.1\r\nhost: a\r\ncontent-length: {}\r\n\r\n", body.len()).into_bytes();
     raw.extend_from_slice(body);
     raw
@@ -330,14 +351,17 @@ fn a_client_that_leaves_is_told_of_at_once_also_with_pipelined_input() {
 fn a_slow_head_is_ended_in_time() {
     let mut bench = Bench::new(vec![b"GET / HT".to_vec()], usize::MAX, false);
     bench.settle(&|_, _| {});
-    bench.exec.tick(0);
-    bench.exec.tick(900);
+    // Armed once for all; before its time nothing happens, and at its time nothing else is asked.
+    let due = bench.exec.next_ms().unwrap();
+    assert!((1000..=1200).contains(&due));
+    bench.at(999);
     bench.settle(&|_, _| {});
     assert!(!bench.closed.get());
-    bench.exec.tick(1100);
+    bench.at(due);
     bench.settle(&|_, _| {});
     assert!(bench.closed.get());
     assert!(bench.script.output.take().starts_with(b"HTTP/1.1 408"));
+    assert_eq!(bench.exec.next_ms(), None); // nothing wakes an engine that has nothing to wait for
 }
 
 #[test]
@@ -351,14 +375,11 @@ fn a_task_that_panics_ends_alone() {
             panic!("on purpose")
         }
         fn event(&self, _: Readiness) {}
-        fn tick(&self, _: u64) -> bool {
-            false
-        }
         fn close(&self) {
             self.0.set(true);
         }
     }
-    let exec = Exec::default();
+    let exec = Exec::new(|| 0);
     let closed = Rc::new(Cell::new(false));
     let (key, waker) = exec.reserve();
     exec.insert(key, Rc::new(Bad(Rc::clone(&closed))));

@@ -15,7 +15,7 @@ use hyper::server::conn::http1;
 use hyper::service::Service;
 
 use super::call::Call;
-use super::exec::{Step, Task};
+use super::exec::{Clock, Step, Task, NEVER};
 use super::io::{Gate, Io};
 use super::request::{refuse, Answer, BodyEnd, Req, LOW};
 use super::sys::{Readiness, Wire};
@@ -109,7 +109,10 @@ pub struct ServerConn {
     lingering: Cell<bool>,
     doomed: Cell<bool>,
     draining: Cell<bool>,
-    mark: Cell<(Phase, u64, u64)>,
+    /// Which limit of time holds, and what must change for it to begin anew: now, and when `until` was found.
+    phase: Cell<(Phase, u64)>,
+    timed: Cell<(Phase, u64)>,
+    until: Cell<u64>,
     on_close: RefCell<Option<Box<dyn FnOnce()>>>,
 }
 
@@ -134,7 +137,7 @@ impl ServerConn {
             waker,
         });
         // Half-closed is no error to hyper: what it means is decided here, and told to the app at once.
-        // hyper gets no timer: the limits are kept by `tick`, which costs a request nothing.
+        // hyper gets no timer: see `wheel`.
         let http = http1::Builder::new()
             .half_close(true)
             .max_buf_size(MOST_BUFFER)
@@ -148,7 +151,9 @@ impl ServerConn {
             lingering: Cell::new(false),
             doomed: Cell::new(false),
             draining: Cell::new(false),
-            mark: Cell::new((Phase::Head, u64::MAX, 0)),
+            phase: Cell::new((Phase::Head, 0)),
+            timed: Cell::new((Phase::Head, u64::MAX)),
+            until: Cell::new(NEVER),
             on_close: RefCell::new(Some(on_close)),
         }
     }
@@ -178,10 +183,11 @@ impl ServerConn {
             return Step::Done;
         }
         gate.shutdown();
-        if !unread && gate.guard.at_rest() && !gate.has_unread() {
+        if !unread && gate.guard.at_rest() && !gate.holds() && !gate.has_unread() {
             return Step::Done;
         }
         self.lingering.set(true);
+        self.phase.set((Phase::Lingering, 0));
         Step::Again
     }
 
@@ -209,10 +215,21 @@ impl ServerConn {
             if state.out_size <= LOW {
                 state.feed();
             }
+            // How far it is behind when somebody waits for a body; else it takes as long as it takes.
+            let body = state.end == BodyEnd::Open && state.watched;
+            self.phase.set(if body {
+                (Phase::Body, gate.received)
+            } else {
+                (Phase::Busy, 0)
+            });
             if state.over {
                 drop(state);
+                drop(gate);
                 self.shared.current.take();
+                self.between();
             }
+        } else {
+            self.between();
         }
         if self.gate.borrow().starved {
             Step::Again
@@ -232,24 +249,15 @@ impl ServerConn {
         self.end(true)
     }
 
-    fn phase(&self) -> (Phase, u64) {
-        let gate = self.gate.borrow();
-        if self.lingering.get() {
-            return (Phase::Lingering, 0);
-        }
+    /// No request is under way.
+    fn between(&self) {
         let served = self.shared.served.get();
-        if let Some(req) = self.shared.current.borrow().as_ref() {
-            let state = req.lock();
-            if state.end == BodyEnd::Open && state.watched {
-                return (Phase::Body, gate.received);
-            }
-            return (Phase::Busy, served);
-        }
-        if gate.guard.at_rest() && served > 0 {
-            (Phase::Idle, served)
+        let phase = if self.gate.borrow().guard.at_rest() && served > 0 {
+            Phase::Idle
         } else {
-            (Phase::Head, served)
-        }
+            Phase::Head
+        };
+        self.phase.set((phase, served));
     }
 }
 
@@ -290,29 +298,30 @@ impl Task for ServerConn {
         self.gate.borrow_mut().event(ready);
     }
 
-    fn tick(&self, now_ms: u64) -> bool {
-        let (phase, count) = self.phase();
-        let (old, old_count, since) = self.mark.get();
-        if (phase, count) != (old, old_count) {
-            self.mark.set((phase, count, now_ms));
-            return false;
+    fn due(&self, clock: &Clock) -> u64 {
+        let phase = self.phase.get();
+        if phase != self.timed.replace(phase) {
+            let most = match phase.0 {
+                Phase::Head => self.limits.header_ms,
+                Phase::Body => self.limits.body_ms,
+                Phase::Idle => self.limits.idle_ms,
+                Phase::Lingering => LINGER_MS,
+                Phase::Busy => {
+                    self.until.set(NEVER);
+                    return NEVER;
+                }
+            };
+            self.until.set(clock.now_ms() + most);
         }
-        let most = match phase {
-            Phase::Head => self.limits.header_ms,
-            Phase::Body => self.limits.body_ms,
-            Phase::Idle => self.limits.idle_ms,
-            Phase::Lingering => LINGER_MS,
-            Phase::Busy => return false,
-        };
-        if now_ms.saturating_sub(since) < most {
-            return false;
-        }
-        if phase == Phase::Head && self.gate.borrow().guard.in_head() {
+        self.until.get()
+    }
+
+    fn expire(&self) {
+        if self.phase.get().0 == Phase::Head && self.gate.borrow().guard.in_head() {
             let answer = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
             self.gate.borrow_mut().say(answer);
         }
         self.doomed.set(true);
-        true
     }
 
     fn drain(&self) {

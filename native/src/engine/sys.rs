@@ -14,6 +14,14 @@ fn checked(result: libc::c_int) -> io::Result<libc::c_int> {
     }
 }
 
+/// Milliseconds of a clock that never goes back, as coarse as the system's tick (1 to 10 ms), which makes it cheap.
+pub fn now_ms() -> u64 {
+    let mut at = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `at` outlives the call. It cannot fail: Linux has had this clock since 2.6.32.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &mut at) };
+    at.tv_sec as u64 * 1000 + at.tv_nsec as u64 / 1_000_000
+}
+
 /// What epoll said about one socket.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Readiness {
@@ -206,13 +214,30 @@ fn connect_words(e: &io::Error) -> &'static str {
 
 /// What the engine needs of a socket; tests give scripts instead.
 pub trait Wire {
-    /// Bytes read; 0 at the end.
+    /// Bytes read; 0 at the end. Fewer than asked for: nothing is left, or `more` says otherwise.
     fn recv(&self, buf: &mut [MaybeUninit<u8>]) -> io::Result<usize>;
+    /// Bytes taken. Fewer than there are: the socket is full and will say when it has room.
     fn send(&self, bufs: &[IoSlice<'_>]) -> io::Result<usize>;
     /// No more will be sent.
     fn shutdown(&self);
     /// Make the coming close a reset.
     fn reset(&self);
+    /// It does more than pass bytes on: what follows means something.
+    fn layered(&self) -> bool {
+        false
+    }
+    /// Go on with the handshake. Ok when it is over.
+    fn open(&self) -> io::Result<()> {
+        Ok(())
+    }
+    /// Ok when all that `send` took has gone to the socket.
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
+    /// `recv` (or `open`) could go on though the socket may say nothing more.
+    fn more(&self) -> bool {
+        false
+    }
 }
 
 pub struct Socket(TcpStream);

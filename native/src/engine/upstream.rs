@@ -421,10 +421,6 @@ impl Task for Upstream {
         }
     }
 
-    fn tick(&self, _: u64) -> bool {
-        false // limits are kept by the pools' clock, which is finer
-    }
-
     fn close(&self) {
         self.unwatch();
         let begun = self

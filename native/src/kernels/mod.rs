@@ -3,6 +3,7 @@
 
 pub mod answer;
 pub mod chunk;
+pub mod counters;
 pub mod json;
 pub mod lines;
 pub mod scan;

@@ -1,0 +1,5 @@
+"""What the workers of one host count together: rows of cells by name, see `twin/counters.py` for what a cell can do.
+
+With the extension they lie in shared memory (`native.Counters`), changed by atomic operations. Without it several
+workers go through one small state process on a Unix socket (`process.py`, `remote.py`), and one worker keeps its own.
+"""
