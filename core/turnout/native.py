@@ -31,4 +31,6 @@ shares = _built is not None
 
 # The server engine: a type where the extension is built, else None. It has no twin; granian serves instead.
 Engine: Any = getattr(_built, "Engine", None)
-Head: Any = getattr(_built, "Head", None)  # of its upstream requests
+# Of its upstream side: the heads of requests, and the authorities that upstreams are checked against.
+Head: Any = getattr(_built, "Head", None)
+Trust: Any = getattr(_built, "Trust", None)

@@ -20,6 +20,7 @@ class Origin:
         "host",
         "idle",
         "max_idle",
+        "peer",
         "pool",
         "port",
         "proxy",
@@ -45,6 +46,8 @@ class Origin:
         self.proxy_host = (self.proxy.hostname or "") if self.proxy else ""
         self.proxy_port = (self.proxy.port or 80) if self.proxy else 80
         self.max_idle = max_idle
+        # Whose address is looked up and connected to.
+        self.peer = (self.proxy_host, self.proxy_port) if self.proxy else (self.host, self.port)
         self.idle: list[Any] = []  # of the pure client
         self.pool: Any = None  # of the native one
 
@@ -95,10 +98,16 @@ async def connect(loop: asyncio.AbstractEventLoop, origin: Origin, factory: Call
     return protocol
 
 
+def tunnel_request(origin: Origin) -> bytes:
+    """What the proxy is asked for a way to the origin (RFC 9110, 9.3.6)."""
+    assert origin.proxy is not None
+    host = f"[{origin.host}]" if ":" in origin.host else origin.host
+    lines = "".join(f"{name}: {value}\r\n" for name, value in _credential(origin.proxy))
+    return f"CONNECT {host}:{origin.port} HTTP/1.1\r\nhost: {host}:{origin.port}\r\n{lines}\r\n".encode()
+
+
 async def _tunnel(loop: asyncio.AbstractEventLoop, origin: Origin) -> socket.socket:
-    """A socket that reaches the origin through the proxy's CONNECT (RFC 9110, 9.3.6)."""
-    proxy = origin.proxy
-    assert proxy is not None
+    """A socket that reaches the origin through the proxy."""
     found = await loop.getaddrinfo(origin.proxy_host, origin.proxy_port, type=socket.SOCK_STREAM)
     family, kind, proto, _, address = found[0]
     sock = socket.socket(family, kind, proto)
@@ -106,10 +115,7 @@ async def _tunnel(loop: asyncio.AbstractEventLoop, origin: Origin) -> socket.soc
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         await loop.sock_connect(sock, address)
-        host = f"[{origin.host}]" if ":" in origin.host else origin.host
-        lines = "".join(f"{name}: {value}\r\n" for name, value in _credential(proxy))
-        ask = f"CONNECT {host}:{origin.port} HTTP/1.1\r\nhost: {host}:{origin.port}\r\n{lines}\r\n"
-        await loop.sock_sendall(sock, ask.encode())
+        await loop.sock_sendall(sock, tunnel_request(origin))
         head = b""
         while not head.endswith(b"\r\n\r\n"):
             # Byte-exact up to the empty line: what follows belongs to the TLS handshake. One small read per connection.

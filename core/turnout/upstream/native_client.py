@@ -9,9 +9,9 @@ from typing import Any
 
 from .. import native
 from .call import Call, Request
-from .client import KEPT, MAX_ANSWER_BYTES, Client
-from .connect import Origin
-from .resolve import Resolver
+from .client import KEPT, MAX_ANSWER_BYTES
+from .connect import Origin, tunnel_request
+from .resolve import Addresses, Resolver
 
 
 class NativeClient:
@@ -20,49 +20,48 @@ class NativeClient:
     def __init__(self, engine: Any, loop: asyncio.AbstractEventLoop, now_ns: Callable[[], int]) -> None:
         self._engine = engine
         self._resolver = Resolver(loop, now_ns)
-        self._pure = Client(loop, now_ns)  # for origins behind TLS or a proxy
         self._origins: list[Origin] = []
+        self._trusts: dict[tuple[bytes, ...], Any] = {}  # by the authorities, which origins share
         engine.keep(list(KEPT))
 
     def add(self, origin: Origin) -> None:
         """An origin of the present config."""
-        if origin.tls is not None or origin.proxy is not None:
-            self._pure.add(origin)
-            return
-        origin.pool = self._engine.pool(origin.max_idle)
+        trust = name = tunnel = None
+        if origin.tls is not None:
+            roots = tuple(origin.tls.get_ca_certs(binary_form=True))
+            trust = self._trusts.get(roots)
+            if trust is None:
+                trust = self._trusts[roots] = native.Trust(list(roots))
+            name = origin.host
+            if origin.proxy is not None:
+                tunnel = tunnel_request(origin)
+        origin.pool = self._engine.pool(origin.max_idle, trust, name, tunnel)
         self._origins.append(origin)
 
     def retire(self) -> None:
         """The origins of an old config: idle connections are closed, the others when their answer is complete."""
-        self._pure.retire()
         for origin in self._origins:
             origin.pool.retire()
         self._origins = []
+        self._trusts = {}
 
     def prepare(self, origin: Origin, target: str, lines: list[tuple[str, str]]) -> Any:
-        if origin.pool is None:
-            return self._pure.prepare(origin, target, lines)
+        """The head of requests to `target`, as in the request line."""
         return native.Head(target, [(name.encode("latin-1"), value.encode("latin-1")) for name, value in lines])
 
     def open_nowait(self, origin: Origin, head: Any, request: Request) -> Call | None:
         """Send on an idle connection, or on a new one where the address is known; else None."""
-        if origin.pool is None:
-            return self._pure.open_nowait(origin, head, request)
-        return self._open(origin, head, request, True, self._resolver.known(origin.host, origin.port))
+        return self._open(origin, head, request, True, self._resolver.known(*origin.peer))
 
     async def open(self, origin: Origin, head: Any, request: Request) -> Call:
         """Send on a connection of its own. Raises Fault connect or connect_timeout where the name cannot be resolved."""
-        if origin.pool is None:
-            return await self._pure.open(origin, head, request)
         left_ms = max(1, (request.deadline_ns - request.now_ns) // 1_000_000)
-        found = await self._resolver.find(origin.host, origin.port, min(request.connect_ms, left_ms) / 1000)
+        found = await self._resolver.find(*origin.peer, min(request.connect_ms, left_ms) / 1000)
         call = self._open(origin, head, request, False, found)
         assert call is not None
         return call
 
-    def _open(
-        self, origin: Origin, head: Any, request: Request, reuse: bool, addresses: list[tuple[str, int]] | None
-    ) -> Call | None:
+    def _open(self, origin: Origin, head: Any, request: Request, reuse: bool, addresses: Addresses | None) -> Call | None:
         call: Call | None = origin.pool.open(
             head,
             request.forward,
@@ -81,14 +80,11 @@ class NativeClient:
 
     @property
     def connections(self) -> int:
-        count: int = self._pure.connections + sum(origin.pool.size for origin in self._origins)
-        return count
+        return sum(origin.pool.size for origin in self._origins)
 
     def tick(self, now_ns: int) -> None:
         """Every 20 ms: let the calls look at their limits."""
         self._engine.watch()
-        self._pure.tick(now_ns)
 
     def close(self) -> None:
         self._engine.close_upstream()
-        self._pure.close()

@@ -282,7 +282,7 @@ impl State {
             Some((Want::Head, _)) => over || self.status > 0,
             Some((Want::Whole, _)) => over,
             Some((Want::News | Want::Push(_), _)) => over || !self.chunks.is_empty(),
-            Some((Want::Relay, _)) => over || self.relay.as_ref().is_none_or(|relay| relay.over),
+            Some((Want::Relay, _)) => over || !self.relay.as_ref().is_some_and(|relay| !relay.over),
         }
     }
 }

@@ -10,10 +10,12 @@ use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyTuple};
+use rustls::ClientConfig;
 
 use super::asgi::{hooks_of, Exchange, Nothing, Ready};
 use super::call::{self, Call, Fault, Relay, State, Want};
 use super::hub::core_of;
+use super::tls::client_config;
 use super::upstream::Whole;
 use super::wake::Wake;
 use crate::kernels::sse::StreamScanner;
@@ -50,6 +52,25 @@ fn line(name: &[u8], value: &[u8]) -> PyResult<(HeaderName, HeaderValue)> {
     let value = HeaderValue::from_bytes(value)
         .map_err(|_| PyValueError::new_err(format!("the value of the header {name} is not valid")))?;
     Ok((name, value))
+}
+
+/// The authorities that upstreams are checked against. Sessions are resumed by those who share one.
+#[pyclass(frozen)]
+pub struct Trust(Arc<ClientConfig>);
+
+#[pymethods]
+impl Trust {
+    /// `roots`: certificates of authorities, each as DER.
+    #[new]
+    fn new(roots: Vec<Vec<u8>>) -> PyResult<Self> {
+        client_config(&roots).map(Self).map_err(PyValueError::new_err)
+    }
+}
+
+impl Trust {
+    pub fn config(&self) -> Arc<ClientConfig> {
+        Arc::clone(&self.0)
+    }
 }
 
 /// The connections to one origin. Made by `Engine.pool`.
@@ -381,7 +402,7 @@ impl PyCall {
             over: false,
         });
         state.relay_waiting();
-        let over = state.relay.as_ref().is_none_or(|relay| relay.over);
+        let over = state.relay.as_ref().is_some_and(|relay| relay.over);
         if over || state.done {
             state.relay_rests();
             drop(state);

@@ -13,13 +13,14 @@ use http::{HeaderName, Request};
 use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
+use rustls::pki_types::ServerName;
 use rustls::ServerConfig;
 
 use super::asgi::{self, Hooks, Nothing};
 use super::call::Call;
 use super::client;
 use super::exec::{Exec, NEVER};
-use super::pool::{Ground, Pool};
+use super::pool::{Ground, Layers, Pool};
 use super::request::Req;
 use super::server::{Event, Limits, Outbox, ServerConn};
 use super::sys::{self, Poller, Socket, Wire};
@@ -189,11 +190,22 @@ impl Engine {
         Ok(())
     }
 
-    /// A pool of connections to one origin, with at most `most_idle` idle ones.
-    fn pool(&self, most_idle: usize) -> PyResult<client::Pool> {
+    /// A pool of connections to one origin, with at most `most_idle` idle ones. `tls` and the name in the peer's
+    /// certificate, where it speaks TLS; `tunnel` is the request for a tunnel, where it is behind an egress proxy.
+    #[pyo3(signature = (most_idle, tls=None, name=None, tunnel=None))]
+    fn pool(
+        &self,
+        most_idle: usize,
+        tls: Option<&client::Trust>,
+        name: Option<String>,
+        tunnel: Option<Vec<u8>>,
+    ) -> PyResult<client::Pool> {
         let core = self.core()?;
+        let name = name.map(ServerName::try_from).transpose();
+        let name = name.map_err(|_| PyValueError::new_err("the upstream's host name cannot be in a certificate"))?;
+        let tls = tls.map(client::Trust::config).zip(name);
         let mut pools = core.pools.borrow_mut();
-        pools.push(Pool::new(most_idle));
+        pools.push(Pool::new(most_idle, Layers { tunnel, tls }));
         Ok(client::Pool {
             engine: self.name,
             id: pools.len() - 1,
@@ -340,6 +352,7 @@ impl Core {
             poller: &self.poller,
             outbox: &self.outbox,
             kept: &kept,
+            pace: &self.pace,
         };
         pool.dial(&ground, addresses, request, make)
     }

@@ -8,17 +8,30 @@ use std::sync::Arc;
 use std::task::Waker;
 
 use http::{HeaderName, Request};
+use rustls::pki_types::ServerName;
+use rustls::ClientConfig;
 
 use super::call::{Call, DRAINING};
 use super::exec::Exec;
 use super::server::Outbox;
 use super::sys::Poller;
+use super::tls::Pace;
 use super::upstream::{Upstream, Whole};
 
 /// Common servers close idle connections after 60 s or more (nginx 75 s, AWS load balancers 60 s): leave before them.
 const IDLE_NS: u64 = 55_000_000_000;
 
+/// What lies between the socket and HTTP.
+#[derive(Default)]
+pub struct Layers {
+    /// The request for a tunnel to an egress proxy.
+    pub tunnel: Option<Vec<u8>>,
+    /// The name that the peer's certificate must be for.
+    pub tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
+}
+
 pub struct Pool {
+    pub layers: Layers,
     most_idle: Cell<usize>,
     /// Best last: the one used last is the one most likely alive.
     idle: RefCell<Vec<u64>>,
@@ -31,11 +44,13 @@ pub struct Ground<'a> {
     pub poller: &'a Rc<Poller>,
     pub outbox: &'a Outbox,
     pub kept: &'a Rc<[HeaderName]>,
+    pub pace: &'a Rc<Pace>,
 }
 
 impl Pool {
-    pub fn new(most_idle: usize) -> Rc<Self> {
+    pub fn new(most_idle: usize, layers: Layers) -> Rc<Self> {
         Rc::new(Self {
+            layers,
             most_idle: Cell::new(most_idle),
             idle: RefCell::default(),
             all: RefCell::default(),
@@ -74,7 +89,8 @@ impl Pool {
         });
         let outbox = Rc::clone(ground.outbox);
         let kept = Rc::clone(ground.kept);
-        let conn = Upstream::dial(self, addresses, Arc::clone(&call), request, outbox, kept, key, watch);
+        let pace = Rc::clone(ground.pace);
+        let conn = Upstream::dial(self, addresses, Arc::clone(&call), request, outbox, kept, pace, key, watch);
         self.all.borrow_mut().insert(key, Rc::clone(&conn));
         ground.exec.insert(key, conn);
         waker.wake();

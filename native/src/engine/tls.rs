@@ -15,7 +15,7 @@ use std::sync::Arc;
 use rustls::crypto::{ring, CryptoProvider};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, ClientConnection, Connection, ServerConfig, ServerConnection};
+use rustls::{CertificateError, ClientConfig, ClientConnection, Connection, RootCertStore, ServerConfig, ServerConnection};
 
 use super::sys::Wire;
 
@@ -63,6 +63,42 @@ pub fn server_config(cert: &[u8], key: &[u8]) -> Result<Arc<ServerConfig>, Strin
     // Sessions are kept by the clients: nothing of one is left here when its connection is closed.
     config.ticketer = ring::Ticketer::new().map_err(|e| e.to_string())?;
     Ok(Arc::new(config))
+}
+
+/// What connections to upstreams need: the authorities they are checked against, as DER. The error is for people.
+pub fn client_config(roots: &[Vec<u8>]) -> Result<Arc<ClientConfig>, String> {
+    let mut store = RootCertStore::empty();
+    let (good, _) = store.add_parsable_certificates(roots.iter().map(|der| CertificateDer::from(der.as_slice())));
+    if good == 0 {
+        return Err("there is no certificate authority to check upstreams against".into());
+    }
+    let mut config = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .map_err(|e| e.to_string())?
+        .with_root_certificates(store)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}
+
+/// Why a handshake with an upstream failed.
+pub fn handshake_words(e: &io::Error) -> &'static str {
+    let inner = e.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    match inner {
+        Some(rustls::Error::InvalidCertificate(why)) => match why {
+            CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+                "the TLS handshake with the upstream failed: its certificate has expired"
+            }
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+                "the TLS handshake with the upstream failed: its certificate is for another name"
+            }
+            CertificateError::UnknownIssuer => {
+                "the TLS handshake with the upstream failed: its certificate is from an authority that is not trusted"
+            }
+            _ => "the TLS handshake with the upstream failed: its certificate is not valid",
+        },
+        _ => "the TLS handshake with the upstream failed",
+    }
 }
 
 struct State {

@@ -6,6 +6,8 @@
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::future::Future;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
@@ -23,7 +25,8 @@ use super::exec::{Step, Task};
 use super::io::{Gate, Io};
 use super::pool::Pool;
 use super::server::{Event, Outbox};
-use super::sys::{self, Connecting, Readiness, Socket};
+use super::sys::{self, Connecting, Readiness, Socket, Wire};
+use super::tls::{handshake_words, Pace, Tls};
 
 /// hyper's read buffer, and with it the longest head. Real heads are under 8 KiB.
 const MOST_BUFFER: usize = 64 * 1024;
@@ -31,6 +34,8 @@ const MOST_BUFFER: usize = 64 * 1024;
 const MOST_HEADERS: usize = 256;
 /// Of a body, taken in one turn.
 const MOST_TAKEN: usize = 64 * 1024;
+
+const NO_TUNNEL: Fault = ("connect", "the egress proxy did not open the tunnel");
 
 /// The body of a request, which is there as a whole.
 pub struct Whole(Option<Bytes>);
@@ -63,8 +68,18 @@ type Http = http1::Connection<Io, Whole>;
 
 enum Phase {
     Connecting(Connecting),
+    /// The proxy is asked for a tunnel.
+    Tunnel(Tunnel),
+    /// The handshake of TLS is under way, on `gate`.
+    Opening,
     Open(Box<Http>, http1::SendRequest<Whole>),
     Over,
+}
+
+struct Tunnel {
+    socket: Socket,
+    sent: usize,
+    got: Vec<u8>,
 }
 
 /// What is under way.
@@ -97,6 +112,7 @@ pub struct Upstream {
     pub idle_since_ns: Cell<u64>,
     outbox: Outbox,
     kept: Rc<[HeaderName]>,
+    pace: Rc<Pace>,
     waker: Waker,
     pub key: u64,
     /// Put the socket of that number into the epoll set, or take it out.
@@ -114,6 +130,7 @@ impl Upstream {
         request: Request<Whole>,
         outbox: Outbox,
         kept: Rc<[HeaderName]>,
+        pace: Rc<Pace>,
         key: u64,
         watch: Box<dyn Fn(i32, bool) -> std::io::Result<()>>,
     ) -> Rc<Self> {
@@ -134,6 +151,7 @@ impl Upstream {
             idle_since_ns: Cell::new(0),
             outbox,
             kept,
+            pace,
             waker,
             key,
             watch,
@@ -190,18 +208,32 @@ impl Upstream {
 
     // ---- connecting
 
-    /// True: connected, go on. False: not yet, or it has failed (then nothing is running any more).
-    fn connect(&self) -> Result<bool, ()> {
+    /// Whether HTTP may begin; an error is told already.
+    fn connect(&self, turn: u64) -> Result<bool, ()> {
+        if let Phase::Open(..) = &*self.phase.borrow() {
+            return Ok(true);
+        }
         loop {
             let state = match &*self.phase.borrow() {
                 Phase::Connecting(connecting) => connecting.check(),
-                _ => return Ok(true),
+                _ => break,
             };
             match state {
                 sys::Dialing::Pending => return Ok(false),
                 sys::Dialing::Connected => {
                     let Phase::Connecting(connecting) = self.phase.replace(Phase::Over) else { return Err(()) };
-                    return self.open(connecting.into_socket()).map(|()| true);
+                    let Some(socket) = connecting.into_socket() else { return Err(()) };
+                    let tunnel = self.pool.upgrade().is_some_and(|pool| pool.layers.tunnel.is_some());
+                    if !tunnel {
+                        self.wrap(socket)?;
+                    } else {
+                        let tunnel = Tunnel {
+                            socket,
+                            sent: 0,
+                            got: Vec::new(),
+                        };
+                        self.phase.replace(Phase::Tunnel(tunnel));
+                    }
                 }
                 sys::Dialing::Failed(words) => {
                     self.unwatch();
@@ -222,6 +254,7 @@ impl Upstream {
                 }
             }
         }
+        Ok(self.dig()? && self.open(turn)?)
     }
 
     fn unwatch(&self) {
@@ -231,9 +264,91 @@ impl Upstream {
         }
     }
 
-    fn open(&self, socket: Option<Socket>) -> Result<(), ()> {
-        let Some(socket) = socket else { return Err(()) };
-        let gate = Rc::new(RefCell::new(Gate::unguarded(Box::new(socket))));
+    /// Ask the proxy for a tunnel. Whether it is there.
+    fn dig(&self) -> Result<bool, ()> {
+        let Some(pool) = self.pool.upgrade() else { return Err(()) };
+        let ask = pool.layers.tunnel.as_deref().unwrap_or_default();
+        let mut phase = self.phase.borrow_mut();
+        let Phase::Tunnel(tunnel) = &mut *phase else { return Ok(true) };
+        let mut failed = None;
+        while tunnel.sent < ask.len() && failed.is_none() {
+            match tunnel.socket.send(&[IoSlice::new(&ask[tunnel.sent..])]) {
+                Ok(n) => tunnel.sent += n,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => failed = Some(NO_TUNNEL),
+            }
+        }
+        let mut room = [MaybeUninit::uninit(); 4096];
+        while failed.is_none() {
+            match tunnel.socket.recv(&mut room) {
+                Ok(0) => failed = Some(NO_TUNNEL),
+                Ok(n) => {
+                    // SAFETY: `recv` has just written the first `n` bytes (Wire's contract).
+                    let came = unsafe { std::slice::from_raw_parts(room.as_ptr().cast::<u8>(), n.min(room.len())) };
+                    tunnel.got.extend_from_slice(came);
+                    let end = memchr::memmem::find(&tunnel.got, b"\r\n\r\n");
+                    if end.is_some_and(|end| end + 4 == tunnel.got.len()) {
+                        if tunnel.got.split(|c| *c == b' ').nth(1) == Some(b"200".as_slice()) {
+                            break;
+                        }
+                        failed = Some(("connect", "the egress proxy refused the tunnel"));
+                    } else if end.is_some() || tunnel.got.len() > 16 * 1024 {
+                        failed = Some(NO_TUNNEL); // nobody may speak before our handshake
+                    }
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => failed = Some(NO_TUNNEL),
+            }
+        }
+        let whole = std::mem::replace(&mut *phase, Phase::Over);
+        drop(phase);
+        if let Some(fault) = failed {
+            self.fail(fault);
+            return Err(());
+        }
+        let Phase::Tunnel(tunnel) = whole else { return Err(()) };
+        self.wrap(tunnel.socket).map(|()| true)
+    }
+
+    /// The socket is there: put TLS around it where the origin speaks it.
+    fn wrap(&self, socket: Socket) -> Result<(), ()> {
+        let Some(pool) = self.pool.upgrade() else { return Err(()) };
+        let wire: Box<dyn Wire> = match &pool.layers.tls {
+            None => Box::new(socket),
+            Some((config, name)) => {
+                match Tls::client(Box::new(socket), Arc::clone(config), name.clone(), &self.pace) {
+                    Ok(tls) => Box::new(tls),
+                    Err(_) => {
+                        self.fail(("tls", "the TLS handshake with the upstream failed"));
+                        return Err(());
+                    }
+                }
+            }
+        };
+        self.gate.replace(Some(Rc::new(RefCell::new(Gate::unguarded(wire)))));
+        self.phase.replace(Phase::Opening);
+        Ok(())
+    }
+
+    /// Handshakes, then HTTP. Whether that may begin.
+    fn open(&self, turn: u64) -> Result<bool, ()> {
+        let Some(gate) = self.gate.borrow().clone() else { return Err(()) };
+        gate.borrow_mut().begin(turn);
+        let opened = gate.borrow_mut().open();
+        match opened {
+            Poll::Pending => return Ok(false),
+            Poll::Ready(Ok(())) => {}
+            Poll::Ready(Err(e)) => {
+                self.fail(("tls", handshake_words(&e)));
+                return Err(());
+            }
+        }
+        self.speak(gate).map(|()| true)
+    }
+
+    fn speak(&self, gate: Rc<RefCell<Gate>>) -> Result<(), ()> {
         let mut hands = Box::pin(
             http1::Builder::new()
                 .max_buf_size(MOST_BUFFER)
@@ -246,7 +361,6 @@ impl Upstream {
             self.fail(MALFORMED);
             return Err(());
         };
-        self.gate.replace(Some(gate));
         self.phase.replace(Phase::Open(Box::new(http), sender));
         if let Some(call) = self.call() {
             call.lock().connected = true;
@@ -370,8 +484,9 @@ impl Task for Upstream {
             self.look();
             return Step::Done;
         }
-        match self.connect() {
+        match self.connect(turn) {
             Ok(true) => {}
+            Ok(false) if self.gate.borrow().as_ref().is_some_and(|gate| gate.borrow().starved) => return Step::Again,
             Ok(false) => return Step::Wait,
             Err(()) => return Step::Done,
         }
