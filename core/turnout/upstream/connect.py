@@ -2,9 +2,11 @@
 
 import asyncio
 import base64
+import contextlib
 import socket
 import ssl
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -67,6 +69,17 @@ def _credential(proxy: SplitResult) -> list[tuple[str, str]]:
         return []
     pair = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}".encode()
     return [("proxy-authorization", f"Basic {base64.b64encode(pair).decode()}")]
+
+
+def authorities(context: ssl.SSLContext) -> tuple[bytes, ...]:
+    """The certificates that `context` trusts, as DER."""
+    if not context.get_ca_certs():
+        # A system that keeps them in a folder only: OpenSSL would look into it as it goes.
+        folder = Path(ssl.get_default_verify_paths().capath or "/etc/ssl/certs")
+        for file in sorted(folder.glob("*")):
+            with contextlib.suppress(ssl.SSLError, OSError):
+                context.load_verify_locations(file)
+    return tuple(context.get_ca_certs(binary_form=True))
 
 
 async def connect(loop: asyncio.AbstractEventLoop, origin: Origin, factory: Callable[[], Any], seconds: float) -> Any:

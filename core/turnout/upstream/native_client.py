@@ -10,7 +10,7 @@ from typing import Any
 from .. import native
 from .call import Call, Request
 from .client import KEPT, MAX_ANSWER_BYTES
-from .connect import Origin, tunnel_request
+from .connect import Origin, authorities, tunnel_request
 from .resolve import Addresses, Resolver
 
 
@@ -28,7 +28,7 @@ class NativeClient:
         """An origin of the present config."""
         trust = name = tunnel = None
         if origin.tls is not None:
-            roots = tuple(origin.tls.get_ca_certs(binary_form=True))
+            roots = authorities(origin.tls)
             trust = self._trusts.get(roots)
             if trust is None:
                 trust = self._trusts[roots] = native.Trust(list(roots))
