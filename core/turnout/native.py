@@ -3,6 +3,8 @@
 import os
 from typing import Any
 
+from .twin import sse as _bits
+
 missing = ""  # why the native kernels are not used; empty when they are
 try:
     if os.environ.get("TURNOUT_PURE"):
@@ -20,6 +22,18 @@ if _built is not None:
 else:
     from .twin.scan import FieldScanner  # noqa: F401
     from .twin.sse import StreamScanner  # noqa: F401
+
+# The bits of `StreamScanner.kinds`, the same in both.
+CALLS, LOGPROBS, OTHER, OTHER_CHOICE, OVER, REASONING, REFUSAL, SIGNED = (
+    _bits.CALLS,
+    _bits.LOGPROBS,
+    _bits.OTHER,
+    _bits.OTHER_CHOICE,
+    _bits.OVER,
+    _bits.REASONING,
+    _bits.REFUSAL,
+    _bits.SIGNED,
+)
 
 # The server engine: a type where the extension is built, else None. It has no twin; granian serves instead.
 Engine: Any = getattr(_built, "Engine", None)

@@ -22,7 +22,8 @@ LEVELS: tuple[frozenset[str], ...] = tuple(
         "exchange native",  # what travels: it names the catalog's prices and the faults
         "wire",  # bytes <-> Structs; usage is read into exchange.Usage
         "admit guard cache route upstream stream account telemetry state improve",  # the rooms
-        "config marks",
+        "config marks asking",  # asking: a request's attempts, over route, upstream, stream and account
+        "streaming",  # a stream from commit to end; drives stream/cutover
         "flow",
         "ingress recorder",
         "app",  # the composition root: it knows all rooms and the endpoints
