@@ -249,7 +249,7 @@ class Asking:
         attempt.ended_ns = self.now()
         x.finish = reader.finish
         x.chunks += reader.chunks
-        self.book(x, attempt, target, reader.usage or estimate(len(x.body), reader.content_bytes))
+        self.book(x, attempt, target, reader.usage or estimate(len(x.body), reader.content_bytes - 2 * reader.chunks))
 
 
 async def race(asks: Sequence[Coroutine[Any, Any, T]], lost: Callable[[T], None]) -> tuple[int, T]:

@@ -325,7 +325,7 @@ class Passage:
             seam=seam,
             said=said,
             calls=calls,
-            usage=lambda own: wire.summed_usage(own, before, added),
+            usage=lambda own: wire.summed_usage(own, before, added, len(x.body) // 4),
             drop_reasoning=bool(said or cut.kinds & REASONING),
             must_parse=bool(said) and wish.json,
         )

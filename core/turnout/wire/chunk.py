@@ -151,17 +151,21 @@ def is_json(text: str) -> bool:
     return True
 
 
-def summed_usage(own: Chunk, before: Usage, added: int) -> Chunk:
+def summed_usage(own: Chunk, before: Usage, added: int, asked: int) -> Chunk:
     """The client's usage after a cut-over: one prompt and all completion tokens.
 
-    `before` sums the earlier attempts (its prompt is that of the first, 0 if not known), `added` is what we put into
-    this attempt's prompt.
+    `before` sums the earlier attempts (its prompt is that of the first, 0 if not known), `added` is about what we put
+    into this attempt's prompt, `asked` about what the client's own takes: a server whose number is too small to hold
+    both did not count ours.
     """
 
     def number(name: str) -> int:
         value = own.get(name)
         return int(value) if isinstance(value, int | float) and value > 0 else 0
 
-    prompt = before.prompt or max(0, number("prompt_tokens") - added)
+    prompt = number("prompt_tokens")
+    if prompt - added >= asked // 2:
+        prompt -= added
+    prompt = before.prompt or prompt
     completion = before.completion + number("completion_tokens")
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
