@@ -32,6 +32,7 @@ REPEAT = 24  # characters, blanks not counted: an answer whose first so many wer
 FENCE = "```"
 MOST_FENCE = 40  # characters of the line that opens a code block
 _LAST_FENCE = re.compile(r"\n\s*`{0,3}\s*\Z")
+_LAST_LETTERS = re.compile(r"[^\W\d_]+\Z")
 _LEADS = "\"'“”„«»‘’…."  # what models put in front of words they were told to begin with
 
 
@@ -260,7 +261,9 @@ class Seam:
             if not after and not ended:
                 return None
             # Behind a whole word stands a blank, and it stands there again where the word is repeated.
-            if (blanks and not after[:1].isspace()) or not self._weak(answer[match.at : end], after):
+            if not after.startswith(blanks) and blanks.startswith(after) and not ended:
+                return None
+            if not after.startswith(blanks) or not self._weak(answer[match.at : end], after):
                 return -1
         elif self._literal and columns(self._blankless[-size:]) < STRONG:
             return -1  # it was not asked to repeat anything
@@ -319,10 +322,9 @@ class Seam:
 
     def _breaks_word(self) -> bool:
         """Whether the answer begins a sentence in the middle of a word (and not the second half of a CamelCase one)."""
-        said = self._said
-        last = said.rpartition(" ")[2].rpartition("\n")[2]
+        last = _LAST_LETTERS.search(self._said)
         first = self._answer.partition(" ")[0]
-        return said[-1:].islower() and last[:1].islower() and first[:1].isupper() and first.isalpha()
+        return last is not None and last[0].islower() and first[:1].isupper() and first.isalpha()
 
     def _pass(self, text: str) -> str:
         if not self._unwrap:
