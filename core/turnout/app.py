@@ -23,7 +23,7 @@ from .ingress.caller import Callers
 from .ingress.endpoints import Endpoints
 from .route.health import Breaker
 from .route.retry import RetryBudget
-from .route.spec import Match, RouteSpec, TargetSpec, Window
+from .route.spec import Match, RouteSpec, StreamSpec, TargetSpec, Window
 from .route.stage import Routes
 from .telemetry import record
 from .telemetry.metrics import Metrics, Snapshot
@@ -161,7 +161,13 @@ class App:
         routes = [self._route(spec, config, tuple(targets(t, spec) for t in spec.targets)) for spec in config.routes]
         direct = {}
         for name in config.providers:
-            spec = RouteSpec(name=name, match=Match(model=f"{name}/*"), targets=[TargetSpec(provider=name)])
+            # Past the routes one asks for what this very provider says: as it comes, and nobody goes on for it.
+            spec = RouteSpec(
+                name=name,
+                match=Match(model=f"{name}/*"),
+                targets=[TargetSpec(provider=name)],
+                stream=StreamSpec(on_failure="terminate", tool_calls="pass"),
+            )
             direct[name] = self._route(spec, config, (targets(spec.targets[0], spec),), strip_prefix=True)
         return Flow(
             version=version,

@@ -143,8 +143,9 @@ class Asking:
             raise event_fault(answer.error, target.port.scrub)
         if answer.choices:
             x.finish = answer.choices[0].finish_reason or ""
-        if not x.finish and x.surface.name in _ANSWERS:
-            # A provider that was cut off and closed its JSON all the same: what it says may be half of an answer.
+        if x.surface.name in _ANSWERS and not (answer.choices and answer.choices[0].finish_reason is not None):
+            # A provider that was cut off and closed its JSON all the same: what it says may be half of an answer. (An
+            # empty reason is Snowflake's way to say that there is one.)
             raise Fault("bad_answer", "the upstream's answer has no finish reason", upstream_status=call.status)
         return usage_of(answer.usage)
 

@@ -13,7 +13,18 @@ from typing import Any
 import msgspec
 import pytest
 
-from turnout.twin.sse import CALLS, LOGPROBS, MAX_DEPTH, MAX_EVENT_BYTES, OTHER, OTHER_CHOICE, OVER, REASONING, REFUSAL, SIGNED
+from turnout.twin.sse import (
+    CALLS,
+    LOGPROBS,
+    MAX_DEPTH,
+    MAX_EVENT_BYTES,
+    OTHER,
+    OTHER_CHOICE,
+    OVER,
+    REASONING,
+    REFUSAL,
+    SIGNED,
+)
 from turnout.twin.sse import StreamScanner as Twin
 from turnout.wire import answer
 
