@@ -9,8 +9,37 @@ import pytest
 from turnout import native
 from turnout.stream import cutover
 from turnout.stream.cutover import (
-    ASK_AGAIN, ASK_NEXT, ASKING, BROKE, CALL, CANCEL, CONTENT, CONTINUE, END, ENDED, ERROR, FAILED, FINISH, FLOWING, GONE, HOLD, HOLDING, JOINING, LEFT,
-    NO_SEAM, NOBODY, OPEN_NEXT, REFUSED, REPEAT, RESUME, SEAM, SOUND, TABLE, TERMINATE, Cutover, diagram,
+    ASK_AGAIN,
+    ASK_NEXT,
+    ASKING,
+    BROKE,
+    CALL,
+    CANCEL,
+    CONTENT,
+    CONTINUE,
+    END,
+    ENDED,
+    ERROR,
+    FAILED,
+    FINISH,
+    FLOWING,
+    GONE,
+    HOLD,
+    HOLDING,
+    JOINING,
+    LEFT,
+    NO_SEAM,
+    NOBODY,
+    OPEN_NEXT,
+    REFUSED,
+    REPEAT,
+    RESUME,
+    SEAM,
+    SOUND,
+    TABLE,
+    TERMINATE,
+    Cutover,
+    diagram,
 )  # fmt: skip
 
 README = Path(__file__).resolve().parents[2] / "README.md"
@@ -144,5 +173,5 @@ def test_any_sequence_of_events_keeps_the_promises() -> None:
             assert repairs <= 2
             if "kinds" in facts:
                 assert repairs == 0
-    assert cutover.LIVE == {ASKING, FLOWING, HOLDING, JOINING}
+    assert {ASKING, FLOWING, HOLDING, JOINING} == cutover.LIVE
     assert ran > 10_000
