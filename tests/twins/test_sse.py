@@ -279,7 +279,9 @@ def test_the_text_that_is_kept_is_bounded(scanner: Any) -> None:
         (b'{"text":"ab"}', "ab", 0),
         (b'{"delta":{"content":"a","reasoning":"b"}}', "a", REASONING),
         (b'{"delta":{"reasoning_content":"b"}}', "", REASONING),
-        (b'{"delta":{"reasoning_details":[{"signature":"x"}]}}', "", SIGNED),
+        (b'{"delta":{"reasoning_details":[{"signature" : "x"}]}}', "", SIGNED),
+        (b'{"delta":{"reasoning_details":[{"type":"reasoning.encrypted"}]}}', "", SIGNED),
+        (b'{"delta":{"reasoning_details":[{"signature":null,"text":"\\"signature"}]}}', "", REASONING),
         (b'{"delta":{"refusal":"no"}}', "", REFUSAL),
         (b'{"delta":{"tool_calls":[{"index":0}]}}', "", CALLS),
         (b'{"delta":{"tool_calls":[],"function_call":null,"audio":{}}}', "", 0),
@@ -419,7 +421,7 @@ PIECES = [
     b"\n", b"\r", b"\r\n", b"\n\n", b"\n\r", b"data:", b"data: ", b"data", b": x", b'"', b"\\", b"{", b"}", b"[", b"]", b",", b":", b" ", b"\t", b"0", b"-",
     b".", b"e5", b"\\u", b"\\ud800", b"\\udc00", b"\xc3", b"\xff", b"\0", b"\x0b", b"true", b"null", b"[DONE]", b"\xef\xbb\xbf", b'"delta":{},',
     b'"choices":[],', b'"usage":{"prompt_tokens":2},', b'"error":{},', b'"error":1,', b'"finish_reason":"x",', b'"content":"y",', b"1", b'""', b"{}",
-    b'"index":1,', b'"logprobs":{"a":1},', CALL, b'"tool_calls":[1],', b'"refusal":"r",', b"[]", DONE, USAGE, ERROR, TEXT, b"data: noise\n\n", b"data: noise\n\n" * 4, b"[" * 130,
+    b'"index":1,', b'"logprobs":{"a":1},', CALL, b'"tool_calls":[1],', b'"reasoning_details":["signature"],', b'"reasoning_details":[{"signature":""}],', b'"refusal":"r",', b"[]", DONE, USAGE, ERROR, TEXT, b"data: noise\n\n", b"data: noise\n\n" * 4, b"[" * 130,
 ]  # fmt: skip
 
 

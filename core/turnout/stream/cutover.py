@@ -40,7 +40,7 @@ SOUND: tuple[tuple[str, int, str, str], ...] = (
     ("a second choice (n > 1)", OTHER_CHOICE, TERMINATE, "the choices stand at different places"),
     ("logprobs", LOGPROBS, TERMINATE, "they belong to tokens, and a seam cuts through one"),
     ("a refusal", REFUSAL, TERMINATE, "another model would not refuse in the same words"),
-    ("signed reasoning", SIGNED, TERMINATE, "half a block is no signature, and the next turn needs it"),
+    ("signed or encrypted reasoning", SIGNED, TERMINATE, "half a block is no signature, and the next turn needs it"),
     ("audio, function_call", OTHER, TERMINATE, "cannot be cut"),
     ("a part of a tool call", CALLS, TERMINATE, "two models never give the same call; a held call is not shown"),
     ("reasoning", REASONING, CONTINUE, "no part of the answer: the second one's reasoning is left out"),

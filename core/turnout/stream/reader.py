@@ -12,6 +12,7 @@ import msgspec
 from .. import native
 from ..errors import Fault
 from ..exchange import Usage
+from ..native import OTHER_CHOICE
 from ..wire.answer import usage_of
 
 # A `data:` line that begins like a chunk but does not parse may have carried text: the stream is broken there. Other
@@ -68,6 +69,17 @@ class StreamReader:
         """The last one that makes sense."""
         raw = self._scanner.usage
         return None if raw is None else usage_of(msgspec.Raw(raw))
+
+    @property
+    def finished(self) -> bool:
+        """Whether all that was to be said was said. Of several choices one may finish before the others: then only
+        `[DONE]` tells (where it is known that there are several, see `keep`)."""
+        return bool(self.finish) and (self.done or not self._scanner.kinds & OTHER_CHOICE)
+
+    @property
+    def verdict(self) -> Fault | None:
+        """The fault of a stream that broke. Half a chunk behind the finish takes nothing away from the answer."""
+        return None if self.finished and self._scanner.broken else self.fault
 
     @property
     def text(self) -> str:

@@ -139,7 +139,7 @@ class Relay:
             if reader.stopped:
                 return None
             if reader.fault is not None:
-                return reader.fault
+                return reader.verdict
             if reader.done:
                 call.linger(now())
                 return None
@@ -147,17 +147,17 @@ class Relay:
                 if tail := reader.close(now()):
                     x.bytes_out += len(tail)
                     await client.send(tail, True)
-                if reader.finish or reader.done:
-                    return reader.fault
-                return reader.fault or Fault("interrupted", "the upstream ended its stream in the middle of the answer")
-            if reader.finish and not finishing:
+                if reader.finished or reader.done or reader.fault is not None:
+                    return reader.verdict
+                return Fault("interrupted", "the upstream ended its stream in the middle of the answer")
+            if reader.finished and not finishing:
                 finishing = True
                 call.idle(AFTER_FINISH_NS, now())
             try:
                 await call.wait_pushing(push)
             except Fault as fault:
                 # What came before the break is in the client's hands; the rest of the event it broke in is not.
-                return None if reader.finish else fault
+                return None if reader.finished else fault
 
     async def follow(
         self, splice: Splice, say: Callable[[bytes], Awaitable[None]], until: Callable[[], bool] | None = None
@@ -169,31 +169,31 @@ class Relay:
         self._held.clear()
         if reader.stopped:
             data += reader.resume(now())
-        finishing = bool(reader.finish)
+        finishing = reader.finished
         while True:
             if out := splice.feed(data, now()):
                 await say(out)
                 if until is not None and until():
                     return None
             if splice.bad or reader.fault is not None:
-                return reader.fault
+                return reader.verdict
             if reader.done:
                 call.linger(now())
                 return None
             if call.drained:
                 if out := splice.feed(reader.close(now()), now()):
                     await say(out)
-                if reader.finish or reader.done or reader.fault or splice.bad:
-                    return reader.fault
+                if reader.finished or reader.done or reader.fault or splice.bad:
+                    return reader.verdict
                 return Fault("interrupted", "the upstream ended its stream in the middle of the answer")
-            if reader.finish and not finishing:
+            if reader.finished and not finishing:
                 finishing = True
                 call.idle(AFTER_FINISH_NS, now())
             before = reader.chunks
             try:
                 await call.wait()
             except Fault as fault:
-                return None if reader.finish else fault
+                return None if reader.finished else fault
             data = reader.feed(call.take_nowait(), now())
             if reader.stopped:
                 data += reader.resume(now())

@@ -16,6 +16,7 @@ MOST_TOKENS = 100_000_000  # more than any model can take; a larger number is a 
 _END = re.compile(rb"(?>\r\n|\n|\r)(?:\r\n|\n|\r)")
 _LINE = re.compile(rb"\r\n|\n|\r")
 _BRACKET = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[{]|[\]}]', re.DOTALL)
+_SIGNED = re.compile(rb'"signature"[ \n\t\r]*:[ \n\t\r]*"|reasoning\.encrypted')
 _BOM = b"\xef\xbb\xbf"
 _EMPTY = frozenset((b"", b"null", b'""', b"[]", b"{}"))
 _NONE = msgspec.Raw(b"")
@@ -28,7 +29,7 @@ LOGPROBS = 8
 OTHER_CHOICE = 16
 OTHER = 32  # audio, a call of the old shape, content that is not text
 OVER = 64  # the text is over the bound and was let go
-SIGNED = 128  # reasoning in blocks that may be signed
+SIGNED = 128  # reasoning in blocks that are signed or encrypted
 
 
 class StreamScanner:
@@ -331,18 +332,18 @@ def _content_bytes(choice: _Choice) -> int:
 def _said(choice: _Choice) -> tuple[str | None, int]:
     """The text of a choice, and bits for what else it carries."""
     d = choice.delta
-    raw = choice.text if d is None else d.content
+    raw = bytes(choice.text if d is None else d.content)
     text: str | None = None
     kinds = 0
-    if bytes(raw) not in _EMPTY:
-        if bytes(raw)[:1] == b'"':
+    if raw not in _EMPTY:
+        if raw[:1] == b'"':
             text = _decode_str(raw)
         else:
             kinds = OTHER
     if d is not None:
         for field, bit in _BITS:
-            if bytes(getattr(d, field)) not in _EMPTY:
-                kinds |= bit
+            if (raw := bytes(getattr(d, field))) not in _EMPTY:
+                kinds |= bit if bit != SIGNED or _SIGNED.search(raw) else REASONING
     return text, kinds
 
 

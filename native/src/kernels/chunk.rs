@@ -37,7 +37,7 @@ pub mod kind {
     pub const OTHER: u32 = 32;
     /// The text is over the bound and was let go.
     pub const OVER: u32 = 64;
-    /// Reasoning in blocks that may be signed.
+    /// Reasoning in blocks that are signed or encrypted.
     pub const SIGNED: u32 = 128;
 }
 
@@ -220,12 +220,15 @@ fn text_or_value(b: &[u8], at: usize, depth: u32) -> Result<(usize, Option<Text>
 fn delta_said(b: &[u8], at: usize) -> Result<(Said, usize), Malformed> {
     let mut sizes = [0; CONTENT.len()];
     let mut text = None;
+    let mut signed = false;
     let end = fields(b, at, |name, at| {
         let (end, span) = text_or_value(b, at, 4)?;
         if let Some(k) = CONTENT.iter().position(|n| *n == name) {
             sizes[k] = set_bytes(&b[at..end]);
             if k == 0 {
                 text = span.filter(|_| sizes[0] > 0);
+            } else if KINDS[k] == kind::SIGNED {
+                signed = is_signed(&b[at..end]);
             }
         }
         Ok(end)
@@ -235,12 +238,31 @@ fn delta_said(b: &[u8], at: usize) -> Result<(Said, usize), Malformed> {
         if said.size == 0 {
             said.size = size;
         }
-        if k > 0 || text.is_none() {
+        if KINDS[k] == kind::SIGNED && !signed {
+            said.kinds |= kind::REASONING;
+        } else if k > 0 || text.is_none() {
             said.kinds |= KINDS[k];
         }
     }
     said.text = text;
     Ok((said, end))
+}
+
+/// Whether blocks of reasoning have a signature or are encrypted: then half of them are of no use to anybody.
+fn is_signed(raw: &[u8]) -> bool {
+    let mut rest = raw;
+    while let Some(i) = find(rest, b"\"signature\"") {
+        rest = &rest[i + 11..];
+        let colon = blank(rest, 0);
+        if rest.get(colon) == Some(&b':') && rest.get(blank(rest, colon + 1)) == Some(&b'"') {
+            return true;
+        }
+    }
+    find(raw, b"reasoning.encrypted").is_some()
+}
+
+fn find(b: &[u8], what: &[u8]) -> Option<usize> {
+    b.windows(what.len()).position(|w| w == what)
 }
 
 /// Whether a value is something: not null and not empty.
