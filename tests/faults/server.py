@@ -441,6 +441,14 @@ async def error_200(c: Connection, seen: Seen) -> None:
     await c.send(whole(200, error_body("the model is overloaded", "server_error", "overloaded")))
 
 
+async def no_finish(c: Connection, seen: Seen) -> None:
+    """A well-formed plain answer whose choice has no finish reason; a stream without one."""
+    if seen.stream:
+        await cut_end(c, seen, 3)
+        return
+    await c.send(whole(200, answer(seen).replace(b'"finish_reason": "stop"', b'"finish_reason": null')))
+
+
 async def malformed(c: Connection, seen: Seen) -> None:
     await c.send(b"HTTP/1.1 two-hundred OK\r\ncontent-length: nine\r\n\r\nnonsense\r\n")
     await asyncio.sleep(0.05)
@@ -747,6 +755,7 @@ FAULTS: dict[str, FaultKind] = {
     "half-json": K(half_json, says="half a document, framed as whole"),
     "half-body": K(half_body, says="half of what content-length promised"),
     "error-200": K(error_200, says="an error object under 200"),
+    "no-finish": K(no_finish, says="an answer without a finish reason"),
     "close-delimited": K(close_delimited, good=True, says="the end of the connection is the end of the body"),
     "trailing": K(trailing, good=True, says="bytes of another answer behind this one"),
     # streams; a plain request gets what a broken provider does to a plain answer

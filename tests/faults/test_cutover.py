@@ -314,6 +314,29 @@ def test_a_fallback_that_speaks_in_other_words_repeats_nothing(gateway: Gateway,
         heal(gateway)
 
 
+@pytest.mark.parametrize("model", ["main", "whole"])
+def test_a_whole_answer_without_a_finish_reason_is_half_of_one(gateway: Gateway, p: FaultServer, model: str) -> None:
+    p.script.append("no-finish")
+    with gateway.client() as client:
+        answer = ask(client, model)
+    assert text_of(answer) == SIXTY
+    assert answer.headers["x-turnout-provider"] == "f"
+    heal(gateway)
+
+
+def test_the_stream_is_not_silent_while_another_target_is_asked(serve: Callable[..., Gateway], p: FaultServer, f: FaultServer) -> None:
+    own = serve(config({"p": p.url, "f": f.url}, [{"name": "r", "match": {"model": "r"}, "targets": [{"provider": n, "model": MODEL} for n in "pf"]}]))
+    p.script.append("cut-reset:after=20")
+    f.script.append("slow-head:ms=6000")  # and then all of it from the beginning
+    w = Wire(own, body("r", True))
+    w.read_until(b": turnout is waiting", 5.2 + 1)
+    assert b"cut-over" not in w.data
+    w.read_until(b"[DONE]")
+    assert w.data.index(b": turnout is waiting") < w.data.index(b": turnout cut-over p>f after=")
+    assert said(dechunk(w.data.partition(b"\r\n\r\n")[2])) == SIXTY
+    w.close()
+
+
 # ---- policies
 
 
