@@ -4,7 +4,7 @@ The app, the flow, the upstream client and its HTTP parser are the real ones; th
 transport that answers each request with canned bytes on the loop's next turn, in as many pieces as the script says; the
 client is a pair of ASGI callables. Every answer is checked.
 
-    python bench/drive.py small|agent|stream [--requests N]     prints microseconds per request
+    python bench/drive.py small|agent|stream|stream-off [--requests N]     prints microseconds per request
 """
 
 import argparse
@@ -126,9 +126,12 @@ class Driver:
 
     def __init__(self, kind: str, memory: Any) -> None:
         loop = asyncio.get_running_loop()
-        loaded = load_data(CONFIG, resolver=lambda ref: KEY)
+        data = CONFIG
+        if kind == "stream-off":  # what a stream would cost that could not be continued elsewhere
+            data = {**CONFIG, "routes": [{**CONFIG["routes"][0], "stream": {"on_failure": "terminate"}}]}  # type: ignore[dict-item]
+        loaded = load_data(data, resolver=lambda ref: KEY)
         self.app = App(loaded.config, ring=Ring(memory, 1 << 20))
-        self.stream = kind == "stream"
+        self.stream = kind.startswith("stream")
         self.body = agent() if kind == "agent" else small()
         if self.stream:
             self.body = self.body[:-1] + b', "stream": true}'
@@ -196,7 +199,7 @@ async def run(kind: str, requests: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("kind", choices=("small", "agent", "stream"))
+    parser.add_argument("kind", choices=("small", "agent", "stream", "stream-off"))
     parser.add_argument("--requests", type=int, default=5000)
     args = parser.parse_args()
     print(f"{uvloop.run(run(args.kind, args.requests)):.2f} us per request")

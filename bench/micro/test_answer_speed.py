@@ -12,7 +12,7 @@ from turnout.wire.answer import read_answer
 BODY = answer().partition(b"\r\n\r\n")[2]
 
 
-def plain() -> Callable[[], tuple[str, bytes, Usage | None]]:
+def plain() -> Callable[[], tuple[str | None, bytes, Usage | None]]:
     return lambda: read_answer(BODY)
 
 

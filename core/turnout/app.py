@@ -17,13 +17,14 @@ from .admit.keys import Keyring
 from .catalog import Catalog, patience_ms
 from .clock import SystemClock
 from .config.model import Config
-from .exchange import Exchange, Receive, Route, Send, Target
+from .exchange import Ability, Exchange, Receive, Route, Send, Target
 from .flow import Flow
 from .ingress.caller import Callers
 from .ingress.endpoints import Endpoints
 from .route.health import Breaker
 from .route.retry import RetryBudget, Window
-from .route.spec import Match, RouteSpec, TargetSpec
+from .route.spec import Match, RouteSpec, StreamSpec, TargetSpec
+from .route.spec import Window as RestartWindow
 from .route.stage import Routes
 from .telemetry import record
 from .telemetry.metrics import Metrics, Snapshot
@@ -31,6 +32,7 @@ from .telemetry.ring import Ring
 from .upstream.attempt import OpenAIPort
 from .upstream.client import TICK_S, Client
 from .upstream.connect import Origin
+from .upstream.prefill import ASSISTANT_PREFIX, known_prefill
 from .upstream.providers.openai import AccountSpec, OpenAISpec
 from .upstream.providers.simulated import SimulatedSpec
 from .wire.headers import header_value
@@ -67,6 +69,7 @@ class App:
         self.callers = Callers(config.listen.body_timeout_ms)
         # Breakers and budgets outlive a config: a reload does not forget which target is down.
         self._breakers: dict[tuple[str, str, str], Breaker] = {}
+        self._abilities: dict[tuple[str, str, str, str], Ability] = {}
         self._budgets: dict[tuple[str, float], RetryBudget] = {}
         flow = self._build(config, version, simulators or {})
         sample = self._sample(config)
@@ -157,7 +160,13 @@ class App:
         routes = [self._route(spec, config, tuple(targets(t, spec) for t in spec.targets)) for spec in config.routes]
         direct = {}
         for name in config.providers:
-            spec = RouteSpec(name=name, match=Match(model=f"{name}/*"), targets=[TargetSpec(provider=name)])
+            # Past the routes one asks for what this very provider says: as it comes, and nobody goes on for it.
+            spec = RouteSpec(
+                name=name,
+                match=Match(model=f"{name}/*"),
+                targets=[TargetSpec(provider=name)],
+                stream=StreamSpec(on_failure="terminate", tool_calls="pass"),
+            )
             direct[name] = self._route(spec, config, (targets(spec.targets[0], spec),), strip_prefix=True)
         return Flow(
             version=version,
@@ -173,14 +182,15 @@ class App:
 
     def _accounts(
         self, name: str, spec: OpenAISpec | SimulatedSpec, simulators: dict[str, str]
-    ) -> list[tuple[AccountSpec | None, OpenAIPort]]:
-        """A port per account of one provider."""
+    ) -> list[tuple[AccountSpec | None, OpenAIPort, str]]:
+        """A port per account of one provider, and how the provider takes an answer to go on with."""
+        prefill = ASSISTANT_PREFIX if isinstance(spec, SimulatedSpec) else known_prefill(spec.base_url)
         if isinstance(spec, SimulatedSpec):
             url = simulators.get(name, "http://127.0.0.1:9/v1")
             spec = OpenAISpec(base_url=url, headers={"authorization": "Bearer simulated"})
         origin = Origin(spec.base_url, ca_bundle=spec.ca_bundle, proxy=spec.proxy, max_idle=spec.max_idle_connections)
         self.client.add(origin)
-        ports: list[tuple[AccountSpec | None, OpenAIPort]] = []
+        ports: list[tuple[AccountSpec | None, OpenAIPort, str]] = []
         named: Sequence[AccountSpec | None] = spec.accounts or (None,)
         for account in named:
             key = account.api_key if account is not None else spec.api_key
@@ -192,17 +202,18 @@ class App:
             if account is not None and account.project:
                 lines["openai-project"] = account.project
             port = OpenAIPort(self.client, origin, lines, include_usage=spec.include_usage, user_agent=USER_AGENT)
-            ports.append((account, port))
+            ports.append((account, port, prefill))
         return ports
 
     def _target(
         self,
         spec: TargetSpec,
         route: RouteSpec | None,
-        account: tuple[AccountSpec | None, OpenAIPort],
+        account: tuple[AccountSpec | None, OpenAIPort, str],
         catalog: Catalog,
     ) -> Target:
-        who, port = account
+        who, port, known = account
+        prefill = known if spec.prefill == "auto" else spec.prefill
         model = catalog.find(spec.model, spec.provider) if spec.model else None
         limits = route.timeouts if route is not None else None
         key = (spec.provider, who.name if who else "", spec.model or "")
@@ -219,6 +230,8 @@ class App:
             plain_ms=(limits and limits.plain_ms) or (patience_ms(model, False) if spec.model else 0),
             health=self._breakers.setdefault(key, Breaker(self._rng)),
             port=port,
+            ability=self._abilities.setdefault((*key, prefill), Ability(prefill)),
+            context_tokens=(model.context_tokens or 0) if model is not None else 0,
             price=model.price if model is not None else None,
             model_json=msgspec.json.encode(spec.model) if spec.model else None,
             head=tuple(head),
@@ -231,6 +244,9 @@ class App:
         if key not in self._budgets:
             shared = self._window(f"retries {'direct ' if strip_prefix else ''}{spec.name} {spec.retries.budget}")
             self._budgets[key] = RetryBudget(spec.retries.budget, shared)
+        stream = spec.stream
+        if stream.on_failure == "restart" and stream.restart_window is None:
+            stream = msgspec.structs.replace(stream, restart_window=RestartWindow())
         return Route(
             name=spec.name,
             match=spec.match.model,
@@ -238,6 +254,8 @@ class App:
             policy=spec.routing_policy,
             retries_max=spec.retries.max,
             budget=self._budgets[key],
+            stream=stream,
+            assemble=spec.plain == "assemble",
             connect_ms=spec.timeouts.connect_ms,
             idle_ms=spec.timeouts.idle_ms,
             total_ms=spec.timeouts.total_ms,

@@ -73,6 +73,7 @@ TABLE: dict[str, Row] = {
     "total_timeout": Row(504, "timeout_error", "request_timeout", GATEWAY),
     "interrupted": Row(502, "upstream_error", "upstream_stream_interrupted", UPSTREAM, OTHER),
     # ours
+    "no_seam": Row(502, "upstream_error", "upstream_stream_interrupted", GATEWAY, OTHER),  # its answer cannot be joined
     "no_target": Row(503, "upstream_error", "no_target_available", GATEWAY),
     "draining": Row(503, "server_error", "shutting_down", GATEWAY),
     "internal": Row(500, "server_error", "internal_error", GATEWAY),

@@ -56,7 +56,7 @@ class Attempt(msgspec.Struct, array_like=True):
     provider: str
     account: str
     model: str  # the provider's name of the model
-    cause: str  # first | fallback | retry
+    cause: str  # first | fallback | retry | cut-over
     started_ns: int
     ended_ns: int = 0
     first_byte_ns: int = 0
@@ -66,6 +66,30 @@ class Attempt(msgspec.Struct, array_like=True):
     usage: Usage | None = None
     cost_nanos: int = 0  # nano-dollars
     priced: bool = True  # False: the model is not in the price table, its cost is not known
+
+
+class Cut(msgspec.Struct, array_like=True):
+    """A stream that broke after something of it was shown, and what became of it."""
+
+    origin: str  # the target that broke
+    to: str  # the one that went on; empty: none did
+    chars: int  # of text that had been shown
+    reason: str  # why it broke
+    outcome: str  # continued | repeated | terminated
+    broke_ns: int
+    joined_ns: int = 0  # the client's next event
+
+    @property
+    def story(self) -> str:
+        """`a>b after=412 chars reason=reset`."""
+        to = f">{self.to}" if self.to else ""
+        return f"{self.origin}{to} after={self.chars} chars reason={self.reason}"
+
+
+class Ability(msgspec.Struct):
+    """What is known of a target's ways, corrected as it is asked."""
+
+    prefill: str  # wire.resume: how it takes an answer to go on with
 
 
 class Target(msgspec.Struct, kw_only=True):
@@ -80,6 +104,8 @@ class Target(msgspec.Struct, kw_only=True):
     plain_ms: int  # 0: likewise
     health: Any  # route.health.Breaker
     port: Any  # upstream.attempt.OpenAIPort
+    ability: Ability = msgspec.field(default_factory=lambda: Ability("none"))
+    context_tokens: int = 0  # the longest prompt it takes, 0: not known
     price: Price | None = None
     model_json: bytes | None = None  # `model` as JSON, ready to be put into a body
     head: tuple[tuple[bytes, bytes], ...] = ()  # response headers that name this target
@@ -98,6 +124,8 @@ class Route(msgspec.Struct, kw_only=True):
     policy: Any  # route.policies: rank(targets, x, rng) -> order of indexes
     retries_max: int
     budget: Any  # route.retry.RetryBudget
+    stream: Any = None  # route.spec.StreamSpec
+    assemble: bool = False  # upstreams are asked to stream what a client wants whole
     connect_ms: int
     idle_ms: int
     total_ms: int
@@ -137,7 +165,8 @@ class Exchange(msgspec.Struct, kw_only=True):
     body: bytes = b""
     spans: tuple[int, ...] = ()  # where the fields of wire.fields lie in the body
     model: str = ""  # as the client asked
-    stream: bool = False
+    stream: bool = False  # the client asked for a stream
+    assemble: bool = False  # it wants the answer whole, but the upstream is asked to stream
     asked_usage: bool = False  # the client itself asked for stream_options.include_usage
     forward: Headers = []  # client headers that may go upstream
     asked_route: str = ""  # x-turnout-route
@@ -151,6 +180,7 @@ class Exchange(msgspec.Struct, kw_only=True):
     route: Route | None = None
     deadline_ns: int = 0
     attempts: list[Attempt] = []
+    cuts: list[Cut] = []
     fault: Fault | None = None  # how it ended, if badly
     cache: str = OFF
     guard: str = "none"
@@ -183,13 +213,19 @@ class Exchange(msgspec.Struct, kw_only=True):
         """`none`, or `a>b;reason=429`: the last switch from one target to another."""
         tries = self.attempts
         for i in range(len(tries) - 1, 0, -1):
-            if tries[i].cause == "fallback":
+            if tries[i].cause in ("fallback", "cut-over"):
                 before, after = tries[i - 1], tries[i]
-                a, b = before.provider, after.provider
-                if a == b:
-                    a, b = (f"{t.provider}/{t.account or t.model}" for t in (before, after))
+                a, b = names_apart(before, after)
                 return f"{a}>{b};reason={before.reason}"
         return "none"
+
+
+def names_apart(a: Attempt, b: Attempt) -> tuple[str, str]:
+    """The shortest names that tell two attempts' targets apart."""
+    if a.provider != b.provider:
+        return a.provider, b.provider
+    one, other = (f"{t.provider}/{t.account or t.model}" for t in (a, b))
+    return one, other
 
 
 class Reply(msgspec.Struct):

@@ -11,22 +11,17 @@ from collections.abc import Awaitable, Callable
 from random import Random
 from typing import Any, Protocol
 
-import msgspec
-
-from .account.cost import cost_nanos, estimate, usd
+from .account.cost import usd
 from .admit.keys import Keyring
-from .catalog import Catalog, patience_ms
+from .asking import Asking
+from .catalog import Catalog
 from .clock import Clock
-from .errors import TABLE, UPSTREAM, Fault, error_body
-from .exchange import Attempt, Exchange, Headers, Reply, Target, Usage
+from .errors import TABLE, Fault, error_body
+from .exchange import Exchange, Headers, Reply
 from .marks import Marks
-from .route.attempts import Attempts, Wait
 from .route.stage import Routes
-from .stream.reader import StreamReader
-from .stream.relay import Relay
-from .upstream.attempt import MAX_ERROR_BYTES, event_fault, is_json, passed_headers, refusal
-from .upstream.call import Call, Request
-from .wire.answer import read_answer
+from .streaming import Passage, assemble
+from .upstream.attempt import passed_headers
 from .wire.headers import TO_CLIENT
 from .wire.request import RequestReader
 
@@ -75,10 +70,8 @@ class Flow:
         self.keyring = keyring
         self.routes = routes
         self._reader = reader
-        self._catalog = catalog
-        self._clock = clock
         self._now = clock.now_ns
-        self._rng = rng
+        self._asking = Asking(routes=routes, reader=reader, catalog=catalog, clock=clock, rng=rng)
         self._settled = settled
         self._body_limit = body_limit
         self.marks = Marks(version, clock.now_ns)
@@ -127,6 +120,7 @@ class Flow:
     def route(self, x: Exchange) -> None:
         """Which route, and by when it must be over."""
         x.route = route = self.routes.find(x)
+        x.assemble = route.assemble and not x.stream and x.surface.can_stream
         if len(x.body) > route.max_body_bytes:
             raise Fault("too_large", f"the request body is over this route's limit of {route.max_body_bytes} bytes")
         total_ms = min(route.total_ms, x.timeout_ms) if x.timeout_ms else route.total_ms
@@ -135,25 +129,32 @@ class Flow:
 
     async def plain(self, x: Exchange, caller: Caller) -> None:
         """A whole answer at once."""
-        body, call, target = await self.attempts(x, self.ask_plain)
-        headers: Headers = [(b"content-type", call.media_type or b"application/json")]
-        if call.encoding:
-            headers.append((b"content-encoding", call.encoding))
+        headers: Headers
+        if x.assemble:
+            body, relay, target = await assemble(self._asking, x)
+            status, passed = relay.call.status, relay.call.headers
+            headers = [JSON_HEADER]
+        else:
+            body, call, target = await self._asking.attempts(x, self._asking.ask_plain)
+            status, passed = call.status, call.headers
+            headers = [(b"content-type", call.media_type or b"application/json")]
+            if call.encoding:
+                headers.append((b"content-encoding", call.encoding))
         headers.append((b"content-length", b"%d" % len(body)))
-        if call.headers:
-            headers += passed_headers(call.headers, TO_CLIENT)
+        if passed:
+            headers += passed_headers(passed, TO_CLIENT)
         headers += self.marks.headers(x, target)
         if x.attempts[-1].priced:  # no figure says less than a wrong one
             headers.append((b"x-turnout-cost-usd", usd(x.cost_nanos).encode()))
-        x.status = call.status
-        await self.reply(x, Reply(call.status, headers, body), caller)
+        x.status = status
+        await self.reply(x, Reply(status, headers, body), caller)
 
     async def stream(self, x: Exchange, caller: Caller) -> None:
-        """A stream: nothing is shown before the first content token, so that until then any target may serve it."""
-        relay: Relay
+        """A stream: nothing is shown before the first content token, so that until then any target may serve it. After
+        that streaming.py carries it to its end, on other targets if need be."""
         caller.hold(STREAM_HEADERS + self.marks.early(x))
-        relay, target = await self.attempts(x, self.ask_stream)
-        attempt = x.attempts[-1]
+        relay, target = await self._asking.attempts(x, self._asking.ask_stream)
+        passage = Passage(self._asking, x, caller, relay, target)
         try:
             if (beat := caller.release()) is not None:
                 await beat
@@ -167,181 +168,15 @@ class Flow:
                 await caller.start(
                     200, STREAM_HEADERS + passed_headers(relay.call.headers, TO_CLIENT) + self.marks.headers(x, target)
                 )
-            fault = await relay.run(x, caller)
-        finally:
-            relay.close()
-            self.book_stream(x, attempt, target, relay.reader)
+        except BaseException:
+            passage.abandon()
+            raise
+        fault = await passage.carry()
         if fault is None:
-            await caller.send(self.marks.closing(x, target) if x.metadata else b"", False)
+            await caller.send(self.marks.closing(x, passage.target) if x.metadata else b"", False)
             return
         x.fault = fault
-        attempt.reason = fault.reason
-        target.health.failed(fault, self._now())
         await self.terminate(x, caller, fault)
-
-    # ---- upstream ----------------------------------------------------------------------------------------------
-
-    async def attempts(self, x: Exchange, ask: Callable[[Exchange, Target, Attempt], Awaitable[Any]]) -> Any:
-        """Try targets until one serves, as route/attempts.py decides. Raises the Fault that the client is told."""
-        route = x.route
-        assert route is not None
-        now = self._now()
-        course = Attempts(self.routes.rank(route), route.retries_max, route.budget, x.deadline_ns, self._rng)
-        while True:
-            step = course.next(now)
-            if step is None:
-                raise course.verdict(now)
-            if isinstance(step, Wait):
-                await asyncio.sleep((step.until_ns - now) / 1e9)
-                before, now = now, self._now()
-                x.upstream_ns += now - before
-                continue
-            target = course.targets[step.index]
-            attempt = Attempt(target.provider, target.account, target.model or x.own_model, step.cause, now)
-            x.attempts.append(attempt)
-            try:
-                result = await ask(x, target, attempt)
-            except Fault as fault:
-                now = attempt.ended_ns = self._now()
-                x.upstream_ns += now - attempt.started_ns
-                attempt.reason = fault.reason
-                attempt.status = attempt.status or fault.upstream_status
-                if fault.source == UPSTREAM:
-                    target.health.failed(fault, now)
-                else:
-                    target.health.released()
-                course.failed(step.index, fault, now)
-                continue
-            except BaseException:
-                attempt.ended_ns = self._now()
-                attempt.reason = "client_gone"
-                target.health.released()
-                raise
-            target.health.succeeded()
-            route.budget.succeeded(now)
-            return result
-
-    async def ask_plain(self, x: Exchange, target: Target, attempt: Attempt) -> tuple[bytes, Call, Target]:
-        """One attempt at a whole answer. Raises Fault."""
-        request = self.request(x, target, attempt)
-        call = target.port.open_nowait(request) or await target.port.open(request)
-        try:
-            try:
-                body = await call.wait_whole()
-            except Fault:
-                if not call.stale:
-                    raise
-                call = await target.port.open(request)
-                body = await call.wait_whole()
-        except BaseException:
-            call.close()
-            raise
-        status = attempt.status = call.status
-        attempt.first_byte_ns = call.first_byte_ns
-        if not 200 <= status < 300:
-            raise refusal(status, target.port.scrub(body), call.media_type, call.headers, self._clock.wall_ns() / 1e9)
-        if not is_json(call.media_type):
-            raise Fault("content_type", "the upstream answered with something other than JSON")
-        usage = self.read_answer(x, target, call, body)
-        now = attempt.ended_ns = self._now()
-        x.upstream_ns += now - attempt.started_ns
-        x.first_byte_ns = call.first_byte_ns
-        self.book(x, attempt, target, usage or estimate(len(x.body), len(body)))
-        return body, call, target
-
-    def read_answer(self, x: Exchange, target: Target, call: Call, body: bytes) -> Usage | None:
-        """Usage and finish reason of a whole answer. Raises Fault for half a body or an error under status 200."""
-        if call.encoding not in (b"", b"identity"):
-            return None
-        try:
-            x.finish, error, usage = read_answer(body)
-        except ValueError:
-            raise Fault("bad_answer", "the upstream's answer is not valid JSON", upstream_status=call.status) from None
-        if error:
-            raise event_fault(msgspec.Raw(error), target.port.scrub)
-        return usage
-
-    async def ask_stream(self, x: Exchange, target: Target, attempt: Attempt) -> tuple[Relay, Target]:
-        """One attempt at a stream, up to its first content token. Raises Fault."""
-        request = self.request(x, target, attempt)
-        call = target.port.open_nowait(request) or await target.port.open(request)
-        try:
-            try:
-                await call.wait_head()
-            except Fault:
-                if not call.stale:
-                    raise
-                call = await target.port.open(request)
-                await call.wait_head()
-            attempt.status = call.status
-            attempt.first_byte_ns = call.first_byte_ns
-            if not 200 <= call.status < 300:
-                body = target.port.scrub(await call.wait_whole(MAX_ERROR_BYTES))
-                raise refusal(call.status, body, call.media_type, call.headers, self._clock.wall_ns() / 1e9)
-            if call.media_type != b"text/event-stream":
-                raise Fault("content_type", "the upstream answered a stream request with something other than a stream")
-            strip = target.port.include_usage and not x.asked_usage
-            relay = Relay(call, StreamReader(strip, lambda error: event_fault(error, target.port.scrub)), self._now)
-            await relay.commit()
-        except BaseException:
-            call.close()
-            raise
-        now = self._now()
-        x.upstream_ns += now - attempt.started_ns
-        x.first_byte_ns = call.first_byte_ns
-        x.first_content_ns = attempt.first_content_ns = relay.reader.first_content_ns
-        assert x.route is not None
-        call.idle(x.route.idle_ms * 1_000_000, now)
-        return relay, target
-
-    def request(self, x: Exchange, target: Target, attempt: Attempt) -> Request:
-        """What goes upstream: the client's own bytes, with the target's model name and what the route sets put in."""
-        route = x.route
-        assert route is not None
-        model = target.model_json
-        if model is None and route.strip_prefix:
-            model = msgspec.json.encode(x.own_model)
-        stream = x.stream
-        inject = stream and target.port.include_usage and not x.asked_usage
-        pieces, length = self._reader.onward(x.body, x.spans, model, route.sets, inject)
-        attempt.started_ns = now = self._now()
-        first_ms = (target.ttft_ms if stream else target.plain_ms) or patience_ms(
-            self._catalog.find(x.own_model, target.provider), stream
-        )
-        return Request(
-            x.surface.upstream_path,
-            stream,
-            pieces,
-            length,
-            x.forward,
-            now,
-            now + first_ms * 1_000_000,
-            x.deadline_ns,
-            route.connect_ms,
-            route.idle_ms * 1_000_000,
-        )
-
-    # ---- account -----------------------------------------------------------------------------------------------
-
-    def book(self, x: Exchange, attempt: Attempt, target: Target, usage: Usage) -> None:
-        """Tokens and cost of one attempt, and into the sum of the request."""
-        attempt.usage = usage
-        price = target.price
-        if price is None and target.model is None:
-            model = self._catalog.find(x.own_model, target.provider)
-            price = model.price if model is not None else None
-        if price is not None:
-            attempt.cost_nanos = cost_nanos(usage, price)
-            x.cost_nanos += attempt.cost_nanos
-        else:
-            attempt.priced = False
-        x.usage = usage if x.usage is None else x.usage.plus(usage)
-
-    def book_stream(self, x: Exchange, attempt: Attempt, target: Target, reader: StreamReader) -> None:
-        attempt.ended_ns = self._now()
-        x.finish = reader.finish
-        x.chunks = reader.chunks
-        self.book(x, attempt, target, reader.usage or estimate(len(x.body), reader.content_bytes))
 
     # ---- answers -----------------------------------------------------------------------------------------------
 

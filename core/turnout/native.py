@@ -3,6 +3,8 @@
 import os
 from typing import Any
 
+from .twin import sse as _bits
+
 missing = ""  # why the native kernels are not used; empty when they are
 try:
     if os.environ.get("TURNOUT_PURE"):
@@ -28,6 +30,17 @@ else:
 
 # Whether processes may count in the same memory: the twin's operations are whole within one process only.
 shares = _built is not None
+# The bits of `StreamScanner.kinds`, the same in both.
+CALLS, LOGPROBS, OTHER, OTHER_CHOICE, OVER, REASONING, REFUSAL, SIGNED = (
+    _bits.CALLS,
+    _bits.LOGPROBS,
+    _bits.OTHER,
+    _bits.OTHER_CHOICE,
+    _bits.OVER,
+    _bits.REASONING,
+    _bits.REFUSAL,
+    _bits.SIGNED,
+)
 
 # The server engine: a type where the extension is built, else None. It has no twin; granian serves instead.
 Engine: Any = getattr(_built, "Engine", None)

@@ -10,8 +10,10 @@ fn _native(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_class::<kernels::counters::Counters>()?;
     m.add_class::<kernels::scan::FieldScanner>()?;
     m.add_class::<engine::hub::Engine>()?;
-    m.add_class::<engine::client::Head>()?;
-    m.add_class::<engine::client::Trust>()?;
+    m.add_class::<engine::origin::Head>()?;
+    m.add_class::<engine::origin::Trust>()?;
+    m.add_class::<engine::origin::Pool>()?;
+    m.add_class::<engine::client::PyCall>()?;
     m.add_class::<kernels::sse::StreamScanner>()?;
     m.add_function(wrap_pyfunction!(kernels::answer::read_answer, m)?)?;
     m.add_function(wrap_pyfunction!(kernels::answer::read_usage, m)?)?;

@@ -333,7 +333,9 @@ fn served(pieces: Vec<Vec<u8>>, blocks: bool, tls: bool) -> (Vec<Vec<u8>>, Vec<u
         exec.expire();
         exec.run();
         for event in outbox.take() {
-            let (Event::Begin(req, ..) | Event::Receive(req) | Event::Room(req)) = event else { continue };
+            let (Event::Begin(req, ..) | Event::Receive(req) | Event::Room(req)) = event else {
+                continue;
+            };
             receive(&req, &mut bodies);
         }
         if exec.live() == 0 {

@@ -26,7 +26,13 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any, NamedTuple
+
+if __name__ == "__main__":  # by hand: the folder of the tests is where the other helpers are
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from support.goes_on import continuation, tokens
 
 TOKENS = ["The", " switch", " moves", " the", " train", " while", " it", " rolls", "."]
 TEXT = "".join(TOKENS)
@@ -48,7 +54,7 @@ REASONS = {
 class Seen:
     """One request as the server had it. Times are `time.monotonic()`; 0 = it did not happen."""
 
-    __slots__ = ("body", "cancelled", "fault", "head", "lost_at", "peer_port", "started_at", "written")
+    __slots__ = ("body", "cancelled", "fault", "head", "lost_at", "peer_port", "started_at", "tokens", "written")
 
     def __init__(self, fault: str, head: bytes, peer_port: int = 0) -> None:
         self.fault = fault
@@ -59,6 +65,7 @@ class Seen:
         self.lost_at = 0.0  # the connection was gone
         self.cancelled = False  # ... before the server was done with this request
         self.written = 0  # bytes of the answer handed to the socket
+        self.tokens = TOKENS  # what a good answer says
 
     @property
     def asked(self) -> dict[str, Any]:
@@ -241,18 +248,19 @@ def answer(seen: Seen) -> bytes:
     model = seen.asked.get("model", "m")
     usage = {
         "prompt_tokens": PROMPT_TOKENS,
-        "completion_tokens": COMPLETION_TOKENS,
-        "total_tokens": PROMPT_TOKENS + COMPLETION_TOKENS,
+        "completion_tokens": len(seen.tokens),
+        "total_tokens": PROMPT_TOKENS + len(seen.tokens),
     }
     if path.endswith(b"/embeddings"):
         data = [{"object": "embedding", "index": 0, "embedding": [0.5, -0.5]}]
         return json.dumps(
             {"object": "list", "data": data, "model": model, "usage": {"prompt_tokens": 8, "total_tokens": 8}}
         ).encode()
-    message = {"role": "assistant", "content": TEXT}
+    text = "".join(seen.tokens)
+    message = {"role": "assistant", "content": text}
     choice: dict[str, Any] = {"index": 0, "finish_reason": "stop", "message": message}
     if path.endswith(b"/v1/completions"):
-        choice = {"index": 0, "finish_reason": "stop", "text": TEXT}
+        choice = {"index": 0, "finish_reason": "stop", "text": text}
     full = {
         "id": "chatcmpl-1",
         "object": "chat.completion",
@@ -292,13 +300,13 @@ def event(seen: Seen, delta: dict[str, Any], finish: str | None = None) -> bytes
 def events(seen: Seen) -> list[bytes]:
     """All events of a good stream: role, tokens, finish, usage where it was asked for, [DONE]."""
     out = [event(seen, {"role": "assistant", "content": ""})]
-    out += [event(seen, {"content": token}) for token in TOKENS]
+    out += [event(seen, {"content": token}) for token in seen.tokens]
     out.append(event(seen, {}, "stop"))
     if (seen.asked.get("stream_options") or {}).get("include_usage"):
         usage = {
             "prompt_tokens": PROMPT_TOKENS,
-            "completion_tokens": COMPLETION_TOKENS,
-            "total_tokens": PROMPT_TOKENS + COMPLETION_TOKENS,
+            "completion_tokens": len(seen.tokens),
+            "total_tokens": PROMPT_TOKENS + len(seen.tokens),
         }
         out.append(
             sse(
@@ -431,6 +439,14 @@ async def half_body(c: Connection, seen: Seen) -> None:
 
 async def error_200(c: Connection, seen: Seen) -> None:
     await c.send(whole(200, error_body("the model is overloaded", "server_error", "overloaded")))
+
+
+async def no_finish(c: Connection, seen: Seen) -> None:
+    """A well-formed plain answer whose choice has no finish reason; a stream without one."""
+    if seen.stream:
+        await cut_end(c, seen, 3)
+        return
+    await c.send(whole(200, answer(seen).replace(b'"finish_reason": "stop"', b'"finish_reason": null')))
 
 
 async def malformed(c: Connection, seen: Seen) -> None:
@@ -587,6 +603,98 @@ async def cut_at(c: Connection, seen: Seen, byte: int = 0, how: str = "close") -
     c.reset() if how == "reset" else c.close()
 
 
+async def too_long(c: Connection, seen: Seen) -> None:
+    said = "This model's maximum context length is 8192 tokens. However, your messages resulted in 9000 tokens."
+    await c.send(whole(400, error_body(said, "invalid_request_error", "context_length_exceeded", "messages")))
+
+
+async def slow_tokens(c: Connection, seen: Seen, ms: float = 100, at: int = 1) -> None:
+    await c.send(STREAM_HEAD)
+    for i, piece in enumerate(events(seen)):
+        if i == int(at):
+            await asyncio.sleep(ms / 1000)
+        await c.send(chunked(piece))
+    await c.send(END)
+
+
+async def noise(c: Connection, seen: Seen, after: int = 3, lines: int = 1) -> None:
+    if not seen.stream:
+        await ok(c, seen)
+        return
+    all_ = events(seen)
+    all_[int(after) + 1 : int(after) + 1] = [b"data: pardon?\n\n"] * int(lines)
+    await c.send(STREAM_HEAD + b"".join(map(chunked, all_)) + END)
+
+
+def shown(seen: Seen) -> tuple[str, str | None]:
+    """The answer that a request wants gone on with, and the words it is to begin with; None where it was prefilled."""
+    messages = seen.asked.get("messages") or [{}]
+    if messages[-1].get("role") == "assistant":
+        return str(messages[-1]["content"]), None
+    if len(messages) > 1 and messages[-2].get("role") == "assistant":
+        told = str(messages[-1]["content"])
+        return str(messages[-2]["content"]), told.partition("characters:\n")[2]
+    return "", None
+
+
+async def go_on(c: Connection, seen: Seen, how: str = "words", prefill: str = "yes") -> None:
+    """Goes on with an answer as `support.goes_on` says; `prefill=no`: 400 to one that ends the conversation."""
+    text = "".join(seen.tokens)
+    head, words = shown(seen)
+    if head and words is None:
+        if prefill == "no":
+            said = "the last message must be from the user: this model does not support assistant message prefill"
+            await c.send(whole(400, error_body(said, "invalid_request_error")))
+            return
+        how = "exact"
+    if head:
+        have = text[: text.find(head) + len(head)]
+        if words:
+            # The beginning of the words stands where the head ends, whether or not that was shown whole.
+            at = text.find(words, max(0, len(head) - len(words) - 2))
+            have = text[: at + len(words)] if at >= 0 else have
+        seen.tokens = tokens(continuation(how, text, have, words or ""))
+    await c.send(response(seen))
+
+
+def calls_of(seen: Seen, text: str, calls: list[tuple[str, str]], size: int) -> list[bytes]:
+    """The events of a stream that says `text` and then makes tool calls, their arguments in fragments of `size`."""
+    out = [event(seen, {"role": "assistant", "content": "" if text else None})]
+    out += [event(seen, {"content": token}) for token in tokens(text)]
+    for i, (name, arguments) in enumerate(calls):
+        call = {"index": i, "id": f"call_{seen.peer_port}_{i}", "type": "function", "function": {"name": name, "arguments": ""}}
+        out.append(event(seen, {"tool_calls": [call]}))
+        for at in range(0, len(arguments), size):
+            fragment = {"index": i, "function": {"arguments": arguments[at : at + size]}}
+            out.append(event(seen, {"tool_calls": [fragment]}))
+    return [*out, event(seen, {}, "tool_calls"), b"data: [DONE]\n\n"]
+
+
+CALLS = [("get_weather", '{"city": "Zürich", "days": 3}'), ("get_time", '{"zone": "Europe/Zurich"}'), ("ping", "{}")]
+
+
+async def tools(
+    c: Connection, seen: Seen, n: int = 1, text: str = "", after: int = -1, size: int = 7, gap_ms: float = 0, how: str = "reset", other: int = 0
+) -> None:
+    """`n` tool calls behind `text`; cut after `after` events, as a reset or a chunked end. `other`: another argument."""
+    calls = [(name, arguments.replace("Zürich", "Bern") if other else arguments) for name, arguments in CALLS[: int(n)]]
+    said = text.replace("_", " ")
+    if seen.stream:
+        all_ = calls_of(seen, said, calls, int(size))
+        await c.send(STREAM_HEAD)
+        for piece in all_ if after < 0 else all_[: int(after)]:
+            await c.send(chunked(piece))
+            if gap_ms:
+                await asyncio.sleep(gap_ms / 1000)
+        if after < 0 or how == "end":
+            await c.send(END)
+            return
+        await asyncio.sleep(0.02)
+        c.reset()
+        return
+    await c.send(response(seen))
+
+
 async def never(c: Connection, seen: Seen) -> None:
     raise AssertionError("this fault happens before there is a request")
 
@@ -647,6 +755,7 @@ FAULTS: dict[str, FaultKind] = {
     "half-json": K(half_json, says="half a document, framed as whole"),
     "half-body": K(half_body, says="half of what content-length promised"),
     "error-200": K(error_200, says="an error object under 200"),
+    "no-finish": K(no_finish, says="an answer without a finish reason"),
     "close-delimited": K(close_delimited, good=True, says="the end of the connection is the end of the body"),
     "trailing": K(trailing, good=True, says="bytes of another answer behind this one"),
     # streams; a plain request gets what a broken provider does to a plain answer
@@ -658,6 +767,11 @@ FAULTS: dict[str, FaultKind] = {
     "error-event": K(error_event, says="an error event after `after` tokens"),
     "bad-chunk": K(bad_chunk, says="half a JSON chunk after `after` tokens"),
     "no-done": K(no_done, good=True, says="finish_reason, but no [DONE]"),
+    "go-on": K(go_on, good=True, says="goes on with what it is shown; how=words|straight|whole|..., prefill=no refuses"),
+    "tools": K(tools, good=True, says="n tool calls behind text; cut after `after` events; size of fragments, gap_ms"),
+    "too-long": K(too_long, params={}, says="400, the prompt is too long for the model"),
+    "slow-tokens": K(slow_tokens, good=True, says="a good answer, ms before the token number `at`"),
+    "noise": K(noise, good=True, says="a good answer with `lines` lines of noise in the middle"),
     "endless": K(endless, says="tokens without an end; gap_ms, size"),
     "cut-at": K(cut_at, says="the answer's first `byte` bytes, then how=close|reset"),
 }  # fmt: skip
@@ -680,8 +794,13 @@ class FaultServer:
     """The server, on a thread of its own. `with FaultServer() as s: s.url`."""
 
     def __init__(
-        self, port: int = 0, tls: ssl.SSLContext | None = None, default: str | Callable[[bytes], str] = "ok"
+        self,
+        port: int = 0,
+        tls: ssl.SSLContext | None = None,
+        default: str | Callable[[bytes], str] = "ok",
+        text: str = TEXT,
     ) -> None:
+        self.tokens = TOKENS if text == TEXT else tokens(text)
         self.port = port
         self.default = default
         self.script: deque[str] = deque()
@@ -721,6 +840,7 @@ class FaultServer:
         self.requests += 1
         self.by_fault[spec.partition(":")[0]] += 1
         seen = Seen(spec, head, peer_port)
+        seen.tokens = self.tokens
         self.seen.append(seen)
         return seen
 

@@ -1,7 +1,7 @@
 """Make the Nth byte fail, for every N: the upstream connection dies after each byte of an answer in turn.
 
 The invariants after each: one log line, nothing left in flight, and either a whole answer or an explicit error; never half
-an answer that looks whole.
+an answer that looks whole. Where streams may cut over there are only whole answers.
 """
 
 import itertools
@@ -45,17 +45,20 @@ def gateway(serve: Callable[..., Gateway], a: FaultServer, b: FaultServer) -> Ga
                 "timeouts": {"plain_ms": 3000, "ttft_ms": 3000},
             }
         )
+        routes[-1]["stream"] = {"on_failure": "terminate"}
+        routes.append({**routes[-1], "name": f"cutover-{n}", "match": {"model": f"cutover-{n}"}, "stream": {}})
         routes.append({"name": f"heal-{n}", "match": {"model": f"heal-{n}"}, "targets": targets[:1]})
     return serve(config(providers, routes))
 
 
 @pytest.mark.parametrize("how", ["close", "reset"])
-@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+@pytest.mark.parametrize("kind", ["plain", "stream", "continue"])
 def test_an_answer_cut_after_any_byte_is_whole_or_an_error(
-    gateway: Gateway, a: FaultServer, b: FaultServer, stream: bool, how: str
+    gateway: Gateway, a: FaultServer, b: FaultServer, kind: str, how: str
 ) -> None:
+    stream = kind != "plain"
+    route = "cutover" if kind == "continue" else "cut"
     total = lengths(stream)
-    kind = "stream" if stream else "plain"
     log, a_before, b_before = len(gateway.log), a.requests, b.requests
     plan: dict[str, str] = {}
     healings = 0
@@ -68,7 +71,7 @@ def test_an_answer_cut_after_any_byte_is_whole_or_an_error(
 
     def one(n: int, k: int) -> None:
         plan[f"c{n}"] = f"cut-at:byte={k},how={how}"
-        w = Wire(gateway, body(f"cut-{n}", stream))
+        w = Wire(gateway, body(f"{route}-{n}", stream))
         if stream:
             while True:  # to the end of the connection or of the message, whichever the gateway gives
                 piece = w.socket.recv(65536)
@@ -79,7 +82,7 @@ def test_an_answer_cut_after_any_byte_is_whole_or_an_error(
             out = dechunk(w.data.partition(b"\r\n\r\n")[2])
             text = said(out)
             errors = out.count(b'"error"')
-            finished = b'"finish_reason": "stop"' in out
+            finished = b'"finish_reason":"stop"' in out.replace(b'": ', b'":')
             assert w.status == 200
             assert out.count(b'"role"') == 1
             assert TEXT.startswith(text)
@@ -88,6 +91,9 @@ def test_an_answer_cut_after_any_byte_is_whole_or_an_error(
                 assert text == TEXT
                 assert finished
                 outcome = "whole" if w.header("x-turnout-provider") != "b" else "fallback"
+                if b": turnout cut-over " in out:
+                    assert kind == "continue"
+                    outcome = "cut-over"
                 assert out.count(b"[DONE]") == 1 or outcome == "whole"
             else:
                 assert errors == 1
@@ -138,7 +144,7 @@ def test_an_answer_cut_after_any_byte_is_whole_or_an_error(
     # one log line each, and the ledger tells the same
     assert gateway.wait_for(lambda: len(gateway.log) - log >= total + 1 + healings, 15)
     assert gateway.wait_for(lambda: gateway.metric("turnout_in_flight") == 0)
-    lines = [line for line in gateway.log[log:] if line["route"].startswith("cut-")]
+    lines = [line for line in gateway.log[log:] if line["route"].startswith("cut")]
     assert len(lines) == len({line["request_id"] for line in lines}) == total + 1
     by_id = {line["request_id"]: line for line in lines}
     tries = sum(line["attempts"] for line in lines)
@@ -157,14 +163,17 @@ def test_an_answer_cut_after_any_byte_is_whole_or_an_error(
     assert gateway.wait_for(all_booked)
     for request_id, outcome, _ in got.values():
         own = booked[request_id]
-        assert [r.served for r in own] == {"whole": [True], "fallback": [False, True], "error": [False]}[outcome]
+        served = {"whole": [True], "fallback": [False, True], "cut-over": [False, True], "error": [False]}[outcome]
+        assert [r.served for r in own] == served
+        assert [r.cause for r in own[1:]] == [outcome] * (len(own) - 1)
         assert (by_id[request_id]["error"] != "") == (outcome == "error")
     # Cut before anything was said it is always a fallback; the last byte cuts nothing.
     assert got[0][1] == "fallback"
     assert got[total][1] == "whole"
     if stream:
         # once begun it is never taken over silently, and once finished it is whole: the outcomes come in this order
-        order = [{"fallback": 0, "error": 1, "whole": 2}[got[k][1]] for k in range(total + 1)]
+        order = [{"fallback": 0, "error": 1, "cut-over": 1, "whole": 2}[got[k][1]] for k in range(total + 1)]
+        assert outcomes["error" if kind == "continue" else "cut-over"] == 0
         assert how == "reset" or order == sorted(order)
         assert set(order) == {0, 1, 2}
     else:

@@ -41,7 +41,7 @@ def gateway(serve: Callable[..., Gateway], a: FaultServer, b: FaultServer) -> Ga
                        "targets": [{"provider": f"s-{name}", "model": MODEL}, {"provider": "b", "model": MODEL}]})  # fmt: skip
     for fault in BROKEN:
         providers[f"m-{fault}"] = a.at(f"{fault}:after=3")
-        routes.append({"name": f"m-{fault}", "match": {"model": f"m-{fault}"}, "timeouts": TIMEOUTS,
+        routes.append({"name": f"m-{fault}", "match": {"model": f"m-{fault}"}, "timeouts": TIMEOUTS, "stream": {"on_failure": "terminate"},
                        "targets": [{"provider": f"m-{fault}", "model": MODEL}, {"provider": "b", "model": MODEL}]})  # fmt: skip
     return serve(config(providers, routes))
 

@@ -185,13 +185,13 @@ def test_role_and_lifecycle_frames_are_no_content(fields: dict[str, Any]) -> Non
 @pytest.mark.parametrize(("raw", "want"), [(b"null", False), (b'""', False), (b"[]", False), (b"{}", False), (b"0", True), (b"{ }", True), (b'" "', True)])
 def test_null_and_empty_is_not_set(raw: bytes, want: bool) -> None:
     finish, error, tokens = read_answer(b'{"error":' + raw + b"}")
-    assert (finish, tokens) == ("", None)
+    assert (finish, tokens) == (None, None)
     assert error == (raw if want else b"")
 
 
 def test_unknown_fields_of_an_answer_are_no_obstacle() -> None:
     body = b'{"object":"list","data":[{"embedding":[0.1]}],"usage":{"prompt_tokens":1,"total_tokens":1}}'
-    assert read_answer(body) == ("", b"", Usage(1, 0))
+    assert read_answer(body) == (None, b"", Usage(1, 0))
 
 
 def recorded(shared: Path, name: str) -> list[dict[str, Any]]:

@@ -46,6 +46,7 @@ def test_every_commented_knob_of_the_starter_config_exists_and_shows_its_default
     for room in ("listen", "admin", "log", "telemetry", "state"):
         assert getattr(config, room) == getattr(plain, room), room
     assert config.routes[0].retries == plain.routes[0].retries
+    assert (config.routes[0].stream, config.routes[0].plain) == (plain.routes[0].stream, plain.routes[0].plain)
     shown, unset = config.routes[0].timeouts, plain.routes[0].timeouts
     assert (shown.connect_ms, shown.idle_ms, shown.total_ms) == (unset.connect_ms, unset.idle_ms, unset.total_ms)
     assert "groq" in config.providers

@@ -12,7 +12,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from turnout.exchange import Attempt, Exchange, Principal, Surface, Trace, Usage
+from turnout.exchange import Attempt, Cut, Exchange, Principal, Surface, Trace, Usage
 from turnout.telemetry import attrs, spans
 from turnout.telemetry import record as compact
 from turnout.telemetry.spans import Provider, Spans
@@ -194,6 +194,20 @@ def test_first_token_and_fallback_are_span_events(collector: Collector) -> None:
         "turnout.ttft", WALL + 331 * MS, {"turnout.ttft_ms": 331.0},
     )  # fmt: skip
     assert [(e.name, plain(e.attributes)) for e in second.events] == [("turnout.ttft", {"turnout.ttft_ms": 20.0})]
+
+
+def test_a_cut_over_is_a_span_event(collector: Collector) -> None:
+    joined = Cut("a", "b", 412, "reset", "continued", START + 200 * MS, START + 350 * MS)
+    ended_ = Cut("b", "", 500, "idle_timeout", "terminated", START + 380 * MS)
+    server, *_ = sent(collector, ended(attempt("a", "reset"), attempt("b", cause="cut-over"), cuts=[joined, ended_]))
+    one, other = (e for e in server.events if e.name == "turnout.cutover")
+    assert one.time_unix_nano == WALL + 200 * MS
+    assert plain(one.attributes) == {
+        "turnout.from": "a", "turnout.to": "b", "turnout.reason": "reset", "turnout.delivered_chars": 412, "turnout.outcome": "continued",
+        "turnout.gap_ms": 150.0,
+    }  # fmt: skip
+    assert plain(other.attributes)["turnout.outcome"] == "terminated"
+    assert "turnout.gap_ms" not in plain(other.attributes)
 
 
 def test_a_sum_over_the_spans_of_a_trace_counts_every_token_and_dollar_once(collector: Collector) -> None:

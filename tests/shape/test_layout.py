@@ -84,8 +84,8 @@ def signatures(source: str) -> Signatures:
     return found
 
 
-# Not a kernel: the engine does I/O and has no twin; without it granian serves.
-ENGINE = {"Engine"}
+# No kernels: the engine and its parts do I/O and have no twin; without them granian and the pure client serve.
+ENGINE = {"Engine", "Head", "Trust", "Pool", "Call"}
 
 
 def stub() -> Signatures:

@@ -13,7 +13,18 @@ from typing import Any
 import pytest
 
 from turnout.twin import answer as twin_answer
-from turnout.twin.sse import MAX_DEPTH, MAX_EVENT_BYTES
+from turnout.twin.sse import (
+    CALLS,
+    LOGPROBS,
+    MAX_DEPTH,
+    MAX_EVENT_BYTES,
+    OTHER,
+    OTHER_CHOICE,
+    OVER,
+    REASONING,
+    REFUSAL,
+    SIGNED,
+)
 from turnout.twin.sse import StreamScanner as Twin
 from turnout.wire import answer
 
@@ -53,7 +64,29 @@ def log(kind: Any, pieces: Sequence[bytes], strip: bool) -> list[tuple[Any, ...]
     """What is handed on and what is seen after every piece, and after the end."""
     s = kind(strip)
     out = [(s.feed(piece), *marks(s)) for piece in pieces]
-    return [*out, (s.close(), *marks(s)), (s.feed(TEXT), *marks(s))]
+    out += [(s.close(), *marks(s)), (s.feed(TEXT), *marks(s))]
+    assert (s.text, s.kinds, s.stopped) == ("", 0, False)
+    return out
+
+
+def kept(kind: Any, pieces: Sequence[bytes], most: int, hold: bool, late: int = 0) -> list[tuple[Any, ...]]:
+    """The same of a scanner that keeps the text; held calls are let go `late` pieces after they were met."""
+    s = kind(False, 3, most, hold)
+    out = []
+    waited = 0
+    for piece in (*pieces, None):
+        more = s.close() if piece is None else s.feed(piece)
+        if s.stopped:
+            assert s.turned
+            waited += 1
+            if waited > late or piece is None:
+                out.append((more, *marks(s), s.text, s.kinds, s.stopped))
+                more = s.resume()
+                assert not s.stopped
+                if piece is None:
+                    more += s.close()
+        out.append((more, *marks(s), s.text, s.kinds, s.stopped))
+    return out
 
 
 def passed(events: list[tuple[Any, ...]]) -> bytes:
@@ -68,6 +101,8 @@ def whole(kind: Any, stream: bytes, strip: bool = False) -> tuple[bytes, Any]:
 def same(pieces: Sequence[bytes], strip: bool) -> list[tuple[Any, ...]]:
     native = log(Native, pieces, strip)
     assert native == log(Twin, pieces, strip), (pieces, strip)
+    for most, hold, late in ((1 << 20, True, len(pieces) % 3), (20, False, 0)):
+        assert kept(Native, pieces, most, hold, late) == kept(Twin, pieces, most, hold, late), (pieces, most, hold, late)
     return native
 
 
@@ -218,6 +253,69 @@ def test_the_grammars_vectors_read_right_at_every_split(scanner: Any, shared: Pa
                     assert s.broken == broken, row["name"]
 
 
+# ---- what is kept of it
+
+
+def test_the_text_of_the_first_choice_is_kept(scanner: Any) -> None:
+    s = scanner(False, 3, 1000)
+    assert s.feed(ROLE + TEXT + FINISH + USAGE + DONE) == ROLE + TEXT + FINISH + USAGE + DONE
+    assert (s.text, s.kinds) == ("h\u00e9llo 😀 ü😀", 0)
+    assert scanner(False).text == ""
+
+
+def test_the_text_that_is_kept_is_bounded(scanner: Any) -> None:
+    size = len("héllo 😀 ü😀".encode())
+    for most, text, kinds in ((2 * size, 2 * "héllo 😀 ü😀", 0), (2 * size - 1, "", OVER)):
+        s = scanner(False, 3, most)
+        assert s.feed(TEXT + TEXT) == TEXT + TEXT
+        assert (s.text, s.kinds) == (text, kinds)
+    s.feed(TEXT)
+    assert s.text == ""
+
+
+@pytest.mark.parametrize(
+    "choices, text, kinds",
+    [
+        (b'{"text":"ab"}', "ab", 0),
+        (b'{"delta":{"content":"a","reasoning":"b"}}', "a", REASONING),
+        (b'{"delta":{"reasoning_content":"b"}}', "", REASONING),
+        (b'{"delta":{"reasoning_details":[{"signature" : "x"}]}}', "", SIGNED),
+        (b'{"delta":{"reasoning_details":[{"type":"reasoning.encrypted"}]}}', "", SIGNED),
+        (b'{"delta":{"reasoning_details":[{"signature":null,"text":"\\"signature"}]}}', "", REASONING),
+        (b'{"delta":{"refusal":"no"}}', "", REFUSAL),
+        (b'{"delta":{"tool_calls":[{"index":0}]}}', "", CALLS),
+        (b'{"delta":{"tool_calls":[],"function_call":null,"audio":{}}}', "", 0),
+        (b'{"delta":{"function_call":{"name":"f"}}}', "", OTHER),
+        (b'{"delta":{"content":[{"type":"text"}]}}', "", OTHER),
+        (b'{"delta":{"content":"a"},"logprobs":{"content":[]}}', "a", LOGPROBS),
+        (b'{"delta":{"content":"a"},"logprobs":null}', "a", 0),
+        (b'{"index":1,"delta":{"content":"a"}}', "", OTHER_CHOICE),
+        (b'{"index":1,"delta":{}}', "", 0),
+        (b'{"index":1,"delta":{},"finish_reason":"stop"}', "", OTHER_CHOICE),
+        (b'{"index":0,"delta":{"content":"a"}},{"index":1,"delta":{"content":"b"}}', "a", OTHER_CHOICE),
+        (b'{"delta":{"content":"a"}},{"delta":{"content":"b"}}', "a", OTHER_CHOICE),
+        (b'{"index":"x","delta":{"content":"a"}}', "", OTHER_CHOICE),
+    ],
+)
+def test_what_else_there_was_is_noted(scanner: Any, choices: bytes, text: str, kinds: int) -> None:
+    event = b'data: {"choices":[' + choices + b"]}\n\n"
+    s = scanner(False, 3, 1000)
+    assert s.feed(event) == event
+    assert (s.text, s.kinds) == (text, kinds)
+
+
+def test_it_stops_in_front_of_a_tool_call(scanner: Any) -> None:
+    s = scanner(False, 3, 1000, True)
+    assert s.feed(TEXT + CALL + TEXT) == TEXT
+    assert (s.stopped, s.turned, s.chunks, s.kinds) == (True, True, 1, 0)
+    assert s.feed(FINISH[:9]) == s.feed(FINISH[9:]) == s.close() == b""
+    assert s.finish == ""
+    assert s.resume() == CALL + TEXT + FINISH
+    assert (s.stopped, s.chunks, s.kinds, s.finish) == (False, 3, CALLS, "stop")
+    assert s.feed(CALL + DONE) == CALL + DONE
+    assert s.resume() == b""
+
+
 # ---- usage
 
 
@@ -323,7 +421,7 @@ PIECES = [
     b"\n", b"\r", b"\r\n", b"\n\n", b"\n\r", b"data:", b"data: ", b"data", b": x", b'"', b"\\", b"{", b"}", b"[", b"]", b",", b":", b" ", b"\t", b"0", b"-",
     b".", b"e5", b"\\u", b"\\ud800", b"\\udc00", b"\xc3", b"\xff", b"\0", b"\x0b", b"true", b"null", b"[DONE]", b"\xef\xbb\xbf", b'"delta":{},',
     b'"choices":[],', b'"usage":{"prompt_tokens":2},', b'"error":{},', b'"error":1,', b'"finish_reason":"x",', b'"content":"y",', b"1", b'""', b"{}",
-    b"[]", DONE, USAGE, ERROR, TEXT, b"data: noise\n\n", b"data: noise\n\n" * 4, b"[" * 130,
+    b'"index":1,', b'"logprobs":{"a":1},', CALL, b'"tool_calls":[1],', b'"reasoning_details":["signature"],', b'"reasoning_details":[{"signature":""}],', b'"refusal":"r",', b"[]", DONE, USAGE, ERROR, TEXT, b"data: noise\n\n", b"data: noise\n\n" * 4, b"[" * 130,
 ]  # fmt: skip
 
 

@@ -47,7 +47,7 @@ class Row(msgspec.Struct, kw_only=True, gc=False):
     ts: str  # when the request came in, RFC 3339 UTC
     request_id: str
     attempt: int  # 1 = the first
-    cause: str  # first | fallback | retry
+    cause: str  # first | fallback | retry | cut-over
     route: str = ""
     key: str = ""
     tenant: str = ""

@@ -295,6 +295,8 @@ def _check_routes(config: Config, found: Findings) -> None:
                 )
                 break
         _check_targets(path, route, config, found)
+        if "{words}" not in route.stream.instruction:
+            found.error((*path, "stream", "instruction"), "must say {words} where the first words belong")
         for field in sorted(_NOT_SET & route.set.keys()):
             found.error(
                 (*path, "set", field), "cannot be set: a route changes how a request is answered, not what it asks"

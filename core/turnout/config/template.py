@@ -66,6 +66,11 @@ routes:
     # retries:
     #   max: 2                  # how often targets that failed in this request are tried again, 0 to 10
     #   budget: 0.1             # retries earned per success: 0.1 = at most about 10 % more load when all is failing
+    # stream:                   # a stream that breaks after its first token
+    #   on_failure: continue    # another target goes on | restart: begins again inside a window | terminate: an error event
+    #   tool_calls: hold        # shown once they are whole | pass: as they come, a cut in one is an error
+    #   max_cutovers: 2         # per request
+    # plain: pass               # assemble: upstreams stream what a client wants whole, so that cuts are repaired there too
     # max_body_bytes: null      # bytes; not set: that of `listen`
     # set: {}                   # body fields to write over the client's, e.g. {temperature: 0}
 

@@ -135,6 +135,38 @@ def streamed_chat(visit: Visit) -> str:
     return f"{len(times)} tokens, each passed on as it came"
 
 
+def cut_over(visit: Visit) -> str:
+    """A stream whose provider dies in the middle of it, and another one that goes on."""
+    said, note, finish = "", "", ""
+    with visit.faults("sim-a", {"kind": "cut", "after_tokens": 22, "count": 1}):
+        visit.asked += 1
+        with visit.gateway.stream("POST", "/v1/chat/completions", json=_body("fast", stream=True)) as answer:
+            if answer.status_code != 200:
+                raise Wrong(f"status {answer.status_code} instead of 200: {answer.read()[:200]!r}")
+            visit.screen.begin_live("answer")
+            try:
+                for line in answer.iter_lines():
+                    if line.startswith(": turnout cut-over"):
+                        note = line[2:]
+                        visit.screen.live(visit.screen.bold(" >> "))
+                    if not line.startswith("data: {"):
+                        continue
+                    event = json.loads(line[len("data: ") :])
+                    check("error" not in event, f"an error inside the stream: {event.get('error')}")
+                    for choice in event["choices"]:
+                        finish = choice.get("finish_reason") or finish
+                        if piece := choice["delta"].get("content"):
+                            said += piece
+                            visit.screen.live(piece)
+            finally:
+                visit.screen.end_live()
+    visit.screen.row("in the stream", f": {note}")
+    check(note.startswith("turnout cut-over sim-a>sim-b after="), f"the stream says {note!r} of a cut-over")
+    check(finish == "stop", f"the stream ended with finish_reason {finish!r}")
+    check(not visit.said or said == visit.said, "the joined text differs from the one sim-a gave whole")
+    return "sim-a died at >>, sim-b went on, and the text is the one sim-a gave before, to the letter"
+
+
 def fallback(visit: Visit) -> str:
     with visit.faults("sim-a", {"kind": "status", "status": 503}):
         before = visit.failures("sim-a")

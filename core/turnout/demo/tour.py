@@ -13,13 +13,14 @@ from collections.abc import Mapping
 import httpx
 
 from .screen import Screen
-from .stops import Skipped, Stop, Visit, Wrong, fallback, metrics, plain_chat, retry, streamed_chat
+from .stops import Skipped, Stop, Visit, Wrong, cut_over, fallback, metrics, plain_chat, retry, streamed_chat
 
 # Another feature = another line here. Metrics are last: they count what the others did.
 STOPS: tuple[Stop, ...] = (
     Stop("A chat", 'route "chat": sim-a, then sim-b', plain_chat),
     Stop("A streamed chat", "as it arrives", streamed_chat),
     Stop("A fallback", "sim-a is broken: 503 to everything", fallback),
+    Stop("A cut-over", "sim-a dies in the middle of a stream", cut_over),
     Stop("A retry", 'route "solo" has one provider, which fails once', retry),
     Stop("The metrics", "GET /metrics on the admin listener", metrics),
 )

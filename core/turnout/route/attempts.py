@@ -7,7 +7,8 @@
 - A target that was silent, refused our credential or does not know the model is not tried twice.
 - When every breaker is open the one that opens first is tried all the same: the last target is never ejected. One whose
   breaker is open is also tried when all others have failed in this request, for a token of the budget.
-- A fault that is the caller's own (`retry` = never) ends it at once.
+- A fault that is the caller's own (`retry` = never) ends it at once; but a prompt that is too long for one model goes to
+  those that take more.
 """
 
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from .retry import RetryBudget
 MOST_WAIT_NS = 5_000_000_000
 BACKOFF_NS = 100_000_000  # first back-off; doubles, with full jitter over its upper half
 BACKOFF_MAX_NS = 2_000_000_000
+TOO_LONG = "context_length_exceeded"  # the code of a refusal that another model may not share
 
 
 class Try(msgspec.Struct, frozen=True):
@@ -73,7 +75,7 @@ class Attempts:
             if self.targets[i].health.allows(now_ns):
                 self._open.remove(i)
                 return self._try(i, "fallback" if self._tries else "first", now_ns)
-        if not self._tries:
+        if not self._tries and not self._ready_ns:
             return self._last_resort(now_ns)
         return self._again(now_ns)
 
@@ -103,14 +105,37 @@ class Attempts:
         self._open.remove(i)
         return self._try(i, "fallback", now_ns)
 
+    def broke(self, index: int, fault: Fault, now_ns: int) -> None:
+        """The target at `index` is where a stream broke that others are to go on with: it is asked last, if at all."""
+        self._open.remove(index)
+        self._tries = 1
+        if fault.kind != "idle_timeout":  # one that fell silent is left alone
+            self._ready_ns[index] = now_ns + BACKOFF_NS // 2
+
     def failed(self, index: int, fault: Fault, now_ns: int) -> None:
         """The try at `index` ended with `fault`, before anything was shown to the client."""
         self._faults.append(fault)
-        if fault.retry == NEVER:
+        if fault.code == TOO_LONG:
+            self._only_larger(self.targets[index], fault)
+        elif fault.retry == NEVER:
             self._final = fault
         elif fault.retry == SAME:
             most = min(BACKOFF_NS << min(self._tries - 1, 6), BACKOFF_MAX_NS)
             self._ready_ns[index] = now_ns + most // 2 + int(self._rng.random() * (most // 2))
+
+    def _only_larger(self, small: Target, fault: Fault) -> None:
+        """The prompt is too long for a model: what is left are other models that take, or may take, more."""
+
+        def larger(target: Target) -> bool:
+            if target.model == small.model:
+                return False
+            known = target.context_tokens and small.context_tokens
+            return not known or target.context_tokens > small.context_tokens
+
+        self._open = [i for i in self._open if larger(self.targets[i])]
+        self._ready_ns = {i: at for i, at in self._ready_ns.items() if larger(self.targets[i])}
+        if not self._open and not self._ready_ns:
+            self._final = fault
 
     def verdict(self, now_ns: int) -> Fault:
         """What the client is told after giving up: the caller's own fault, or the most telling of the upstream ones."""
@@ -125,6 +150,8 @@ class Attempts:
                 "rate_limited", "every target of this route is cooling down after a rate limit", retry_after_s=wait
             )
         # Our own credential or model name being wrong says less to a caller than an outage beside it.
+        if refused := [f for f in self._faults if f.code == TOO_LONG]:
+            return refused[-1]  # that the larger model failed does not make the prompt shorter
         telling = [f for f in self._faults if f.kind not in ("credential", "not_found")]
         return telling[-1] if telling else self._faults[-1]
 

@@ -2,6 +2,8 @@
 
 States: closed (used), open (left alone until `open_until`), half-open (one probe at a time decides). Five failures in a
 row open it; each time it opens again without a success in between, it stays open twice as long.
+A stream that begins well says so at once (`began`) and is counted as a success when it has had its end: a target that
+breaks in the middle of every answer is opened by five such breaks in a row.
 A rate limit (429) is not a failure of the target: it cools down for as long as it says, and stays closed.
 """
 
@@ -21,10 +23,21 @@ RETRY_AFTER_MAX_NS = 60_000_000_000  # a provider that asks for an hour is asked
 class Breaker:
     """Condition of one (provider, account, model)."""
 
-    __slots__ = ("_failures", "_opened", "_probe_ns", "_rng", "_walls", "cool_until_ns", "open_until_ns", "opens")
+    __slots__ = (
+        "_breaks",
+        "_failures",
+        "_opened",
+        "_probe_ns",
+        "_rng",
+        "_walls",
+        "cool_until_ns",
+        "open_until_ns",
+        "opens",
+    )
 
     def __init__(self, rng: Random) -> None:
         self._failures = 0  # in a row
+        self._breaks = 0  # in the middle of an answer, in a row
         self._opened = 0  # times opened without a success in between
         self._walls = 0  # rate limits in a row
         self._probe_ns = 0  # a probe is out since then
@@ -55,11 +68,19 @@ class Breaker:
         """The request ended without a verdict (the client left, or it was refused as the caller's own mistake)."""
         self._probe_ns = 0
 
+    def began(self) -> None:
+        """It has begun to answer; whether it answers to the end is not known yet."""
+        self._failures = self._walls = self._probe_ns = 0
+        self.open_until_ns = 0
+        if not self._breaks:
+            self._opened = 0
+
     def succeeded(self) -> None:
-        self._failures = self._opened = self._walls = self._probe_ns = 0
+        self._failures = self._breaks = self._opened = self._walls = self._probe_ns = 0
         self.open_until_ns = 0
 
-    def failed(self, fault: Fault, now_ns: int) -> None:
+    def failed(self, fault: Fault, now_ns: int, midway: bool = False) -> None:
+        """`midway`: in the middle of an answer that had begun well."""
         if fault.kind == "rate_limited":
             self._probe_ns = 0
             cooling = now_ns < self.cool_until_ns
@@ -72,10 +93,11 @@ class Breaker:
             # Requests that were under way when the first of them hit the limit are not further limits in a row.
             self._walls += not cooling
             return
-        self._failures += 1
+        self._failures += not midway
+        self._breaks += midway
         probing = bool(self._probe_ns)
         self._probe_ns = 0
-        if self._failures >= FAILURES_TO_OPEN and (probing or not self.open_until_ns):
+        if max(self._failures, self._breaks) >= FAILURES_TO_OPEN and (probing or not self.open_until_ns):
             self.open_until_ns = now_ns + min(OPEN_NS << min(self._opened, 5), OPEN_MAX_NS)
             self._opened += 1
             self.opens += 1

@@ -1,6 +1,6 @@
 """Config of routes: what a client asks for, where it may go, how long that may take."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -20,6 +20,9 @@ class TargetSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     provider: str
     model: str | None = None  # not set: the client's own model name is passed on
     weight: Weight = 1.0
+    # How it takes an answer to go on with after a cut-over. `auto`: what is known of the host, else `none`, which asks
+    # for it in words. A target that refuses is asked in words from then on.
+    prefill: Literal["auto", "assistant-prefix", "continue_final_message", "none"] = "auto"
 
 
 class Timeouts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -41,6 +44,42 @@ class Retries(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     budget: Annotated[float, Meta(ge=0, le=1)] = 0.1  # tokens earned per success; see route/retry.py
 
 
+class Window(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How much of an answer is held back before it is shown: up to `tokens` or for `ms`, whichever ends first."""
+
+    tokens: Annotated[int, Meta(ge=1, le=10_000)] = 32
+    ms: Annotated[int, Meta(ge=1, le=60_000)] = 1_000
+
+
+# Neutral in language: it must not change the answer's language or tone. `{words}` is what the answer is to begin with.
+INSTRUCTION = (
+    "Continue your last message from where it stops, in its own language, voice and format. No greeting, no comment, "
+    "nothing said twice. Begin with exactly these characters:\n{words}"
+)
+INSTRUCTION_LITERAL = (
+    "Continue your last message from where it stops, in its own language, voice and format. No greeting, no comment, "
+    "nothing said twice. Your first character is the one that comes next."
+)
+
+
+class StreamSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What happens to a stream that breaks after something of it was shown.
+
+    `continue`: another target goes on with it; `terminate`: an error event. `restart`: a `restart_window` of the answer
+    is held back, and until that is over another target begins again; then as `terminate`. A `restart_window` may be set
+    with the other two as well.
+    """
+
+    on_failure: Literal["continue", "restart", "terminate"] = "continue"
+    tool_calls: Literal["hold", "pass"] = (
+        "hold"  # hold: shown once they are whole, so that a cut in one can be repaired
+    )
+    max_cutovers: Annotated[int, Meta(ge=0, le=10)] = 2
+    restart_window: Window | None = None
+    instruction: Annotated[str, Meta(min_length=1, max_length=4_000)] = INSTRUCTION
+    instruction_literal: Annotated[str, Meta(min_length=1, max_length=4_000)] = INSTRUCTION_LITERAL
+
+
 class RouteSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     name: Name
     match: Match
@@ -48,5 +87,8 @@ class RouteSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     routing_policy: POLICIES = Ordered()
     timeouts: Timeouts = Timeouts()
     retries: Retries = Retries()
+    stream: StreamSpec = StreamSpec()
+    # assemble: upstreams are asked to stream what a client wants whole, so that silence and cuts are met in seconds
+    plain: Literal["pass", "assemble"] = "pass"
     max_body_bytes: Annotated[int, Meta(ge=1024)] | None = None
     set: dict[str, object] = {}  # top-level fields of the request body to write over the client's

@@ -56,16 +56,20 @@ CONFIG_VERSION = "turnout.config_version"
 UPSTREAM = "turnout.provider"  # the provider's name in the config
 ACCOUNT = "turnout.account"
 ATTEMPT = "turnout.attempt"  # 1 = the first
-CAUSE = "turnout.cause"  # first | fallback | retry
+CAUSE = "turnout.cause"  # first | fallback | retry | cut-over
 ATTEMPT_COST_USD = "turnout.attempt.cost_usd"  # not `cost_usd`: a sum over spans must count a request once
 ESTIMATED = "turnout.usage.estimated"
 FROM = "turnout.from"
 TO = "turnout.to"
 REASON = "turnout.reason"
+CHARS = "turnout.delivered_chars"
+OUTCOME = "turnout.outcome"  # continued | repeated | terminated
+GAP_MS = "turnout.gap_ms"  # from the break to the client's next event
 
 # span events
 EVENT_TTFT = "turnout.ttft"
 EVENT_FALLBACK = "turnout.fallback"
+EVENT_CUTOVER = "turnout.cutover"
 
 # A provider's kind in the config -> the conventions' word for it. A kind that is missing here goes out as it is.
 PROVIDER_NAMES = {

@@ -67,6 +67,9 @@ class Line(msgspec.Struct, gc=False):
     error: str
     error_message: str
     failures: list[Failure] | msgspec.UnsetType = msgspec.UNSET
+    cut_overs: list[str] | msgspec.UnsetType = (
+        msgspec.UNSET
+    )  # as the comments in the stream: a>b after=412 chars reason=reset
 
 
 def usd(nanos: int) -> str:
@@ -148,6 +151,8 @@ def line(record: Record) -> bytes:
             Failure(a.provider, a.account, a.model, a.reason, millis((a.ended_ns or record.ended_ns) - a.started_ns))
             for a in tried
         ]
+    if record.cuts:
+        out.cut_overs = [cut.story for cut in record.cuts]
     return _encode(out) + b"\n"
 
 

@@ -66,6 +66,12 @@ FAMILIES: dict[str, tuple[str, tuple[str, ...], str, tuple[float, ...]]] = {
         (),
     ),
     "turnout_fallbacks_total": ("counter", ("route", "from", "to", "reason"), "Switches to another target", ()),
+    "turnout_cutovers_total": (
+        "counter",
+        ("route", "from", "to", "reason", "outcome"),
+        "Streams that broke after their first token: continued, repeated, terminated",
+        (),
+    ),
     "turnout_timeouts_total": ("counter", ("route", "provider", "kind"), "Limits that ran out", ()),
     "turnout_cache_total": ("counter", ("route", "outcome"), "Cache outcomes", ()),
     "turnout_guard_total": ("counter", ("route", "outcome"), "Guardrail outcomes", ()),
@@ -192,6 +198,8 @@ class Metrics:
                 self.count("turnout_fallbacks_total", (route, before.provider, a.provider, before.reason))
             if a.reason in TIMEOUTS:
                 self.count("turnout_timeouts_total", (route, a.provider, a.reason))
+        for cut in x.cuts:
+            self.count("turnout_cutovers_total", (route, cut.origin, cut.to, cut.reason, cut.outcome))
         if x.fault is not None:
             self.count("turnout_faults_total", (route, x.fault.kind))
             if x.fault.kind == "total_timeout":

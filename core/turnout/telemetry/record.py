@@ -6,7 +6,7 @@ and puts it into its ring; everything dearer happens in the other process.
 
 import msgspec
 
-from ..exchange import Attempt, Exchange, Usage
+from ..exchange import Attempt, Cut, Exchange, Usage
 
 
 class Record(msgspec.Struct, array_like=True):
@@ -51,6 +51,7 @@ class Record(msgspec.Struct, array_like=True):
     trace_id: str  # empty = not sampled
     parent_id: str
     attempts: list[Attempt]
+    cuts: list[Cut] = []
 
 
 def of(x: Exchange, worker: int) -> Record:
@@ -98,6 +99,7 @@ def of(x: Exchange, worker: int) -> Record:
         t.trace_id if t else "",
         t.parent_id if t else "",
         x.attempts,
+        x.cuts,
     )
 
 

@@ -230,6 +230,17 @@ def _events(record: Record, wall: int) -> list[Event]:
             a, b = tries[i - 1], tries[i]
             what = {attrs.FROM: f"{a.provider}/{a.model}", attrs.TO: f"{b.provider}/{b.model}", attrs.REASON: a.reason}
             out.append(Event(attrs.EVENT_FALLBACK, what, b.started_ns + wall))
+    for cut in record.cuts:
+        story: dict[str, Value] = {
+            attrs.FROM: cut.origin,
+            attrs.TO: cut.to,
+            attrs.REASON: cut.reason,
+            attrs.CHARS: cut.chars,
+            attrs.OUTCOME: cut.outcome,
+        }
+        if cut.joined_ns:
+            story[attrs.GAP_MS] = (cut.joined_ns - cut.broke_ns) / 1e6
+        out.append(Event(attrs.EVENT_CUTOVER, story, cut.broke_ns + wall))
     if record.stream:
         out.extend(_first_content(record.started_ns, record.first_content_ns, wall))
     out.sort(key=lambda event: event.timestamp)

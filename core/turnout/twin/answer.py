@@ -2,7 +2,7 @@
 
 import msgspec
 
-from .sse import depth
+from .sse import _depth
 
 MAX_DEPTH = 128
 MOST_TOKENS = 100_000_000  # more than any model can take; a larger number is a provider's mistake, not a bill
@@ -52,8 +52,8 @@ _decode_answer = msgspec.json.Decoder(_Answer).decode
 _decode_usage = msgspec.json.Decoder(_Usage).decode
 
 
-def read_answer(body: bytes) -> tuple[str, bytes, Tokens | None]:
-    """`(finish_reason of the first choice or "", the error object or b"" if there are choices, its tokens or None)` of a
+def read_answer(body: bytes) -> tuple[str | None, bytes, Tokens | None]:
+    """`(finish_reason of the first choice or None, the error object or b"" if there are choices, its tokens or None)` of a
     plain answer. Tokens are prompt, completion, cached, written to the cache and reasoning ones, in OpenAI's meaning;
     None if they are not there or make no sense. Raises `ValueError(what)` for what is not one JSON object in UTF-8 or
     has fields of other types.
@@ -65,9 +65,9 @@ def read_answer(body: bytes) -> tuple[str, bytes, Tokens | None]:
         raise ValueError("not UTF-8") from None
     except (msgspec.DecodeError, RecursionError):
         raise ValueError("malformed") from None
-    if body.count(b"[") + body.count(b"{") > MAX_DEPTH and depth(body) > MAX_DEPTH:
+    if body.count(b"[") + body.count(b"{") > MAX_DEPTH and _depth(body) > MAX_DEPTH:
         raise ValueError("nested too deeply")
-    finish = (answer.choices[0].finish_reason or "") if answer.choices else ""
+    finish = answer.choices[0].finish_reason if answer.choices else None
     error = bytes(answer.error)
     return finish, b"" if error in _EMPTY or answer.choices else error, read_usage(bytes(answer.usage))
 

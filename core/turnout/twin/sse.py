@@ -16,9 +16,20 @@ MOST_TOKENS = 100_000_000  # more than any model can take; a larger number is a 
 _END = re.compile(rb"(?>\r\n|\n|\r)(?:\r\n|\n|\r)")
 _LINE = re.compile(rb"\r\n|\n|\r")
 _BRACKET = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[{]|[\]}]', re.DOTALL)
+_SIGNED = re.compile(rb'"signature"[ \n\t\r]*:[ \n\t\r]*"|reasoning\.encrypted')
 _BOM = b"\xef\xbb\xbf"
 _EMPTY = frozenset((b"", b"null", b'""', b"[]", b"{}"))
 _NONE = msgspec.Raw(b"")
+
+# The bits of `kinds`: what a stream carried beside the text of its first choice.
+CALLS = 1
+REASONING = 2
+REFUSAL = 4
+LOGPROBS = 8
+OTHER_CHOICE = 16
+OTHER = 32  # audio, a call of the old shape, content that is not text
+OVER = 64  # the text is over the bound and was let go
+SIGNED = 128  # reasoning in blocks that are signed or encrypted
 
 
 class StreamScanner:
@@ -30,10 +41,21 @@ class StreamScanner:
     last event without its empty line still counts. Neither raises, whatever the bytes. The attributes say what was seen
     so far: choices that carried content and its bytes, the last finish_reason, the last usage that makes sense and an
     in-band error (both as JSON), `[DONE]`, and why the stream is broken ("", "chunk", "noise" or "too_long").
+
+    With `most_text` the text of the first choice is kept up to so many bytes of UTF-8, and `kinds` has a bit for
+    whatever else there was (`turnout/twin/sse.py` names them). With `hold_calls` too the scanner stops in front of the
+    first tool call: `stopped` is set, and it and all behind it are kept until `resume()`, which returns what may be
+    handed on of that.
     """
 
-    def __init__(self, strip_usage: bool, most_noise: int = 3) -> None:
+    def __init__(self, strip_usage: bool, most_noise: int = 3, most_text: int = 0, hold_calls: bool = False) -> None:
         self._strip = strip_usage
+        self._most_text = most_text
+        self._hold = hold_calls
+        self._text: list[str] = []
+        self._text_bytes = 0
+        self._kinds = 0
+        self._stopped = False
         self._most_noise = most_noise
         self._noise = 0
         self._started = False
@@ -51,25 +73,53 @@ class StreamScanner:
     def feed(self, data: bytes) -> bytes:
         if self._over():
             return b""
+        if self._stopped:
+            self._tail += data
+            return b""
         whole = self._started and not self._tail and data.endswith(b"\n\n") and b"\r" not in data
         too_long = False
         if whole and len(data) <= MAX_EVENT_BYTES and data.find(b"\n\n") == len(data) - 2:
             events = [data]  # the common case: one whole event in one read
         else:
             events, too_long = self._split(data)
-        passed = [event for event in events if not self._over() and self._read(event)]
-        if too_long and not self._over():
+        passed: list[bytes] = []
+        for i, event in enumerate(events):
+            if self._read(event):
+                passed.append(event)
+            elif self._stopped:
+                self._tail[:0] = b"".join(events[i:])
+                self._searched = 0
+                break
+            elif self._over():
+                break
+        if too_long and not self._over() and not self._stopped:
             self._broken = "too_long"
+        if self._over():
+            self._tail.clear()
         return passed[0] if len(passed) == 1 else b"".join(passed)
 
+    def resume(self) -> bytes:
+        self._hold = False
+        if not self._stopped:
+            return b""
+        self._stopped = False
+        self._searched = 0
+        return self.feed(b"")
+
     def close(self) -> bytes:
+        if self._stopped:
+            return b""
         tail = bytes(self._tail)
         self._tail.clear()
         self._searched = 0
         if self._over() or not tail.strip():
             return b""
         event = tail.rstrip(b"\r\n") + b"\n\n"
-        return event if self._read(event) else b""
+        if self._read(event):
+            return event
+        if self._stopped:
+            self._tail += event
+        return b""
 
     @property
     def chunks(self) -> int:
@@ -108,9 +158,21 @@ class StreamScanner:
         return self._broken
 
     @property
+    def text(self) -> str:
+        return "".join(self._text)
+
+    @property
+    def kinds(self) -> int:
+        return self._kinds
+
+    @property
+    def stopped(self) -> bool:
+        return self._stopped
+
+    @property
     def turned(self) -> bool:
-        """Whether more than content has passed: a finish, `[DONE]`, an error, or a break."""
-        return self._done or bool(self._finish) or self._over()
+        """Whether more than content has passed: a finish, `[DONE]`, an error, a break, or a tool call that is held."""
+        return self._done or bool(self._finish) or self._stopped or self._over()
 
     def _over(self) -> bool:
         return bool(self._broken) or self._error is not None
@@ -131,7 +193,7 @@ class StreamScanner:
         search = self._searched
         while found := _END.search(tail, search):
             if found.end() - at > MAX_EVENT_BYTES:
-                tail.clear()
+                del tail[:at]
                 return out, True
             out.append(bytes(tail[at : found.end()]))
             at = search = found.end()
@@ -152,7 +214,7 @@ class StreamScanner:
                 data.decode()  # msgspec does not look into what it leaves raw, and SDKs die of bytes that are not UTF-8
             chunk = _decode_chunk(data)
             brackets = data.count(b"[") + data.count(b"{") if len(data) > 2 * MAX_DEPTH else 0
-            if brackets > MAX_DEPTH and depth(data) > MAX_DEPTH:
+            if brackets > MAX_DEPTH and _depth(data) > MAX_DEPTH:
                 raise RecursionError
         except (UnicodeDecodeError, msgspec.DecodeError, RecursionError):
             # What begins like a chunk but does not parse may have carried text: the stream is broken there.
@@ -162,6 +224,8 @@ class StreamScanner:
             self._noise += 1
             if self._noise > self._most_noise:
                 self._broken = "noise"
+            return False
+        if self._most_text and not self._keep(chunk.choices or []):
             return False
         for choice in chunk.choices or ():
             if choice.finish_reason:
@@ -179,6 +243,32 @@ class StreamScanner:
             self._error = bytes(chunk.error)
             self._error_event = event
             return False
+        return True
+
+    def _keep(self, choices: list["_Choice"]) -> bool:
+        """Keep the text and note what else there is. False: a tool call is next, and those are held."""
+        kinds = 0
+        text = None
+        for i, choice in enumerate(choices):
+            index = bytes(choice.index)
+            said, more = _said(choice)
+            kinds |= more
+            if bytes(choice.logprobs) not in _EMPTY:
+                kinds |= LOGPROBS
+            if index == b"0" or (i == 0 and index in (b"", b"null")):
+                text = said
+            elif choice.finish_reason or _content_bytes(choice):
+                kinds |= OTHER_CHOICE
+        if self._hold and kinds & CALLS:
+            self._stopped = True
+            return False
+        self._kinds |= kinds
+        if text and not self._kinds & OVER:
+            self._text.append(text)
+            self._text_bytes += len(text.encode())
+            if self._text_bytes > self._most_text:
+                self._kinds |= OVER
+                self._text.clear()
         return True
 
 
@@ -211,6 +301,8 @@ class _Delta(msgspec.Struct):
 class _Choice(msgspec.Struct):
     delta: _Delta | None = None
     text: msgspec.Raw = _NONE
+    index: msgspec.Raw = _NONE
+    logprobs: msgspec.Raw = _NONE
     finish_reason: str | None = None
 
 
@@ -221,6 +313,9 @@ class _Chunk(msgspec.Struct):
 
 
 _decode_chunk = msgspec.json.Decoder(_Chunk).decode
+_decode_str = msgspec.json.Decoder(str).decode
+_OTHERS = ("tool_calls", "reasoning_content", "reasoning", "reasoning_details", "refusal", "function_call", "audio")
+_BITS = tuple(zip(_OTHERS, (CALLS, REASONING, REASONING, SIGNED, REFUSAL, OTHER, OTHER), strict=True))
 
 
 def _content_bytes(choice: _Choice) -> int:
@@ -234,7 +329,25 @@ def _content_bytes(choice: _Choice) -> int:
     return next((len(raw) for raw in others if bytes(raw) not in _EMPTY), 0)
 
 
-def depth(data: bytes) -> int:
+def _said(choice: _Choice) -> tuple[str | None, int]:
+    """The text of a choice, and bits for what else it carries."""
+    d = choice.delta
+    raw = bytes(choice.text if d is None else d.content)
+    text: str | None = None
+    kinds = 0
+    if raw not in _EMPTY:
+        if raw[:1] == b'"':
+            text = _decode_str(raw)
+        else:
+            kinds = OTHER
+    if d is not None:
+        for field, bit in _BITS:
+            if (raw := bytes(getattr(d, field))) not in _EMPTY:
+                kinds |= bit if bit != SIGNED or _SIGNED.search(raw) else REASONING
+    return text, kinds
+
+
+def _depth(data: bytes) -> int:
     """How deep a JSON text is nested, one that is known to be valid."""
     depth = deepest = 0
     for found in _BRACKET.finditer(data):

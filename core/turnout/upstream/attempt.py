@@ -1,6 +1,7 @@
 """One attempt against one provider account: ask, read the head, say what a refusal means."""
 
 import email.utils
+import re
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -134,6 +135,8 @@ def refusal(status: int, body: bytes, media_type: bytes, headers: list[tuple[byt
         return Fault(
             "protocol", "the upstream answered with a redirect, which is never followed", upstream_status=status
         )
+    if code != TOO_LONG and status in (400, 413, 422) and _TOO_LONG.search(message):
+        code = TOO_LONG
     # Whatever the content type: DeepSeek says `application/octet-stream`.
     own_words = body if has_error_object(body) else b""
     return Fault(
@@ -144,6 +147,15 @@ def refusal(status: int, body: bytes, media_type: bytes, headers: list[tuple[byt
         body=own_words,
         code=code or None,
     )
+
+
+# A prompt that is too long, in the words of those who have no code for it: vLLM, Anthropic, Mistral, Google, Together.
+TOO_LONG = "context_length_exceeded"
+_TOO_LONG = re.compile(
+    r"maximum context length|context length exceeded|context window|prompt is too long|too large for model with"
+    r"|exceeds the maximum number of tokens|input token count .{0,40}exceeds|longer than the model's context",
+    re.IGNORECASE,
+)
 
 
 def has_error_object(body: bytes) -> bool:

@@ -61,7 +61,9 @@ class NativeClient:
         assert call is not None
         return call
 
-    def _open(self, origin: Origin, head: Any, request: Request, reuse: bool, addresses: Addresses | None) -> Call | None:
+    def _open(
+        self, origin: Origin, head: Any, request: Request, reuse: bool, addresses: Addresses | None
+    ) -> Call | None:
         call: Call | None = origin.pool.open(
             head,
             request.forward,

@@ -4,7 +4,7 @@ from .. import native
 from ..exchange import Usage
 
 
-def read_answer(body: bytes) -> tuple[str, bytes, Usage | None]:
+def read_answer(body: bytes) -> tuple[str | None, bytes, Usage | None]:
     """Finish reason, error object and usage of a plain answer (see twin/answer.py). Raises ValueError for half a body."""
     finish, error, tokens = native.read_answer(body)
     return finish, error, None if tokens is None else Usage(*tokens)

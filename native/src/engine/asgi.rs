@@ -8,7 +8,7 @@ use std::thread::ThreadId;
 
 use bytes::Bytes;
 use http::{request, StatusCode};
-use pyo3::exceptions::{PyRuntimeError, PyStopIteration, PyValueError};
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
@@ -16,7 +16,7 @@ use pyo3::types::{PyDict, PyString};
 use super::message::{bytes_of, event, head, head_of, scope};
 use super::request::{refuse, respond, Got, Req, HIGH};
 use super::task::Task;
-use super::wake::Wake;
+use super::wake::{Nothing, Ready, Wake};
 
 /// The loop's side.
 pub struct Hooks {
@@ -94,49 +94,6 @@ impl Hooks {
     }
 }
 
-/// An awaitable that is ready with `None`. One for all.
-#[pyclass(frozen)]
-pub struct Nothing;
-
-#[pymethods]
-impl Nothing {
-    fn __await__(slf: Py<Self>) -> Py<Self> {
-        slf
-    }
-    fn __iter__(slf: Py<Self>) -> Py<Self> {
-        slf
-    }
-    fn __next__(&self) -> Option<Py<PyAny>> {
-        None // StopIteration without a value
-    }
-}
-
-/// An awaitable that is ready with a value.
-#[pyclass]
-pub struct Ready(Option<Py<PyAny>>);
-
-impl Ready {
-    pub fn new(value: Py<PyAny>) -> Self {
-        Self(Some(value))
-    }
-}
-
-#[pymethods]
-impl Ready {
-    fn __await__(slf: Py<Self>) -> Py<Self> {
-        slf
-    }
-    fn __iter__(slf: Py<Self>) -> Py<Self> {
-        slf
-    }
-    fn __next__(&mut self) -> PyResult<Py<PyAny>> {
-        match self.0.take() {
-            Some(value) => Err(PyStopIteration::new_err((value,))),
-            None => Err(PyRuntimeError::new_err("cannot reuse an awaitable that was awaited")),
-        }
-    }
-}
-
 /// One request's `receive` and `send`.
 #[pyclass(frozen)]
 pub struct Exchange {
@@ -151,11 +108,11 @@ impl Exchange {
         let hooks = self.hooks()?;
         let got = self.req.lock().take();
         if let Some(got) = got {
-            return Ok(Bound::new(py, Ready(Some(event(py, got)?.into_any().unbind())))?.into_any());
+            return Ok(Bound::new(py, Ready::new(event(py, got)?.into_any().unbind()))?.into_any());
         }
         let Some(hooks) = hooks else {
             let event = event(py, Got::Disconnect)?.into_any().unbind();
-            return Ok(Bound::new(py, Ready(Some(event)))?.into_any());
+            return Ok(Bound::new(py, Ready::new(event))?.into_any());
         };
         let wake = Wake::new(py, self.engine)?;
         {

@@ -30,7 +30,10 @@ pub const SILENT_CONNECT: Fault = ("connect_timeout", "connecting to the upstrea
 pub const TOTAL: Fault = ("total_timeout", "the request took longer than its time limit");
 pub const TOO_LARGE: Fault = ("answer_too_large", "the upstream's answer is over the size limit");
 pub const RESET_BEFORE: Fault = ("reset", "the upstream closed the connection before it answered");
-pub const RESET_WITHIN: Fault = ("reset", "the upstream closed the connection in the middle of its answer");
+pub const RESET_WITHIN: Fault = (
+    "reset",
+    "the upstream closed the connection in the middle of its answer",
+);
 pub const MALFORMED: Fault = ("protocol", "the upstream's answer is not valid HTTP/1.1");
 pub const DRAINING: Fault = ("draining", "the gateway is shutting down");
 

@@ -1,190 +1,26 @@
-//! What Python sees of the upstream side: `Head`, `Pool`, `Call`.
+//! What Python sees of one call to an upstream: `Call`.
 
-use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, MutexGuard};
 
-use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri};
-use pyo3::buffer::PyBuffer;
-use pyo3::exceptions::{PyRuntimeError, PyValueError};
+use http::{HeaderName, HeaderValue};
+use pyo3::exceptions::PyRuntimeError;
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyList, PyTuple};
-use rustls::ClientConfig;
+use pyo3::types::PyBytes;
 
-use super::asgi::{hooks_of, Exchange, Nothing, Ready};
+use super::asgi::{hooks_of, Exchange};
 use super::call::{self, Call, Fault, Relay, State, Want};
-use super::hub::core_of;
-use super::tls::client_config;
-use super::upstream::Whole;
-use super::wake::Wake;
+use super::wake::{Nothing, Ready, Wake};
 use crate::kernels::sse::StreamScanner;
 
 /// After `[DONE]` the final chunk is at most a packet behind.
 const LINGER_NS: u64 = 500_000_000;
 
-/// The head of requests to one endpoint of an origin, put together once.
-#[pyclass(frozen)]
-pub struct Head {
-    target: Uri,
-    headers: HeaderMap,
-}
-
-#[pymethods]
-impl Head {
-    /// `target` as it stands in the request line; `headers` without content-length.
-    #[new]
-    fn new(target: &str, headers: Vec<(Vec<u8>, Vec<u8>)>) -> PyResult<Self> {
-        let target = target
-            .parse()
-            .map_err(|_| PyValueError::new_err("the upstream's path is not valid"))?;
-        let mut map = HeaderMap::with_capacity(headers.len() + 4);
-        for (name, value) in headers {
-            let (name, value) = line(&name, &value)?;
-            map.append(name, value);
-        }
-        Ok(Self { target, headers: map })
-    }
-}
-
-fn line(name: &[u8], value: &[u8]) -> PyResult<(HeaderName, HeaderValue)> {
-    let name = HeaderName::from_bytes(name).map_err(|_| PyValueError::new_err("a header's name is not valid"))?;
-    let value = HeaderValue::from_bytes(value)
-        .map_err(|_| PyValueError::new_err(format!("the value of the header {name} is not valid")))?;
-    Ok((name, value))
-}
-
-/// The authorities that upstreams are checked against. Sessions are resumed by those who share one.
-#[pyclass(frozen)]
-pub struct Trust(Arc<ClientConfig>);
-
-#[pymethods]
-impl Trust {
-    /// `roots`: certificates of authorities, each as DER.
-    #[new]
-    fn new(roots: Vec<Vec<u8>>) -> PyResult<Self> {
-        client_config(&roots).map(Self).map_err(PyValueError::new_err)
-    }
-}
-
-impl Trust {
-    pub fn config(&self) -> Arc<ClientConfig> {
-        Arc::clone(&self.0)
-    }
-}
-
-/// The connections to one origin. Made by `Engine.pool`.
-#[pyclass(frozen)]
-pub struct Pool {
-    pub engine: u64,
-    pub id: usize,
-}
-
-#[pymethods]
-impl Pool {
-    /// Send a request: on an idle connection if `reuse`, else on a new one to one of `addresses`. None where neither is
-    /// given. Times are monotonic nanoseconds; the rest of the limits is the call's own.
-    #[allow(clippy::too_many_arguments)]
-    fn open(
-        &self,
-        py: Python<'_>,
-        head: &Head,
-        forward: &Bound<'_, PyList>,
-        pieces: &Bound<'_, PyList>,
-        length: usize,
-        reuse: bool,
-        addresses: Option<Vec<(String, u16)>>,
-        whole: bool,
-        most: usize,
-        connect_ns: u64,
-        first_ns: u64,
-        deadline_ns: u64,
-        idle_ns: u64,
-    ) -> PyResult<Option<PyCall>> {
-        let core = core_of(self.engine)?;
-        let pool = core.pool(self.id)?;
-        let idle = if reuse { pool.checkout() } else { None };
-        if idle.is_none() && addresses.is_none() {
-            return Ok(None);
-        }
-        let mut request = Request::new(Whole::new(body_of(pieces, length)?));
-        *request.method_mut() = Method::POST;
-        *request.uri_mut() = head.target.clone();
-        let mut headers = head.headers.clone();
-        for pair in forward.iter() {
-            let pair = pair.downcast_into::<PyTuple>()?;
-            let (name, value) = (pair.get_item(0)?, pair.get_item(1)?);
-            let (name, value) = line(name.downcast::<PyBytes>()?.as_bytes(), value.downcast::<PyBytes>()?.as_bytes())?;
-            headers.append(name, value);
-        }
-        *request.headers_mut() = headers;
-        let silent = if whole { call::SILENT_PLAIN } else { call::SILENT_TTFT };
-        let make = |waker| {
-            let call = Call::new(waker, whole, most);
-            let mut state = call.lock();
-            state.limit(first_ns, silent, deadline_ns, idle_ns);
-            state.connect_ns = connect_ns;
-            drop(state);
-            call
-        };
-        let call = match idle {
-            Some(conn) => {
-                let call = make(conn.waker().clone());
-                conn.give(Arc::clone(&call), request);
-                call
-            }
-            None => {
-                // Best last, as they are taken from the end.
-                let found = addresses.unwrap_or_default();
-                let addresses = found
-                    .iter()
-                    .rev()
-                    .filter_map(|(ip, port)| Some(SocketAddr::new(ip.parse::<IpAddr>().ok()?, *port)))
-                    .collect();
-                core.dial(&pool, addresses, request, make)
-            }
-        };
-        if let Some(hooks) = hooks_of(self.engine) {
-            hooks.schedule(py)?;
-        }
-        Ok(Some(PyCall {
-            call,
-            engine: self.engine,
-        }))
-    }
-
-    /// Idle connections are closed, the others after their answer.
-    fn retire(&self, py: Python<'_>) -> PyResult<()> {
-        core_of(self.engine)?.retire(self.id)?;
-        hooks_of(self.engine).map_or(Ok(()), |hooks| hooks.schedule(py))
-    }
-
-    #[getter]
-    fn size(&self) -> PyResult<usize> {
-        Ok(core_of(self.engine)?.pool(self.id)?.size())
-    }
-}
-
-fn body_of(pieces: &Bound<'_, PyList>, length: usize) -> PyResult<Bytes> {
-    let mut body = BytesMut::with_capacity(length);
-    for piece in pieces.iter() {
-        if let Ok(bytes) = piece.downcast::<PyBytes>() {
-            body.extend_from_slice(bytes.as_bytes());
-            continue;
-        }
-        let view: PyBuffer<u8> = PyBuffer::get(&piece)?;
-        let at = body.len();
-        body.resize(at + view.item_count(), 0);
-        view.copy_to_slice(piece.py(), &mut body[at..])?;
-    }
-    Ok(body.freeze())
-}
-
 /// One request and its answer as it comes in.
 #[pyclass(frozen, name = "Call")]
 pub struct PyCall {
-    call: Arc<Call>,
-    engine: u64,
+    pub call: Arc<Call>,
+    pub engine: u64,
 }
 
 impl PyCall {
@@ -454,7 +290,9 @@ pub fn deliver(py: Python<'_>, engine: u64, call: &Arc<Call>) {
     if !state.has_news() {
         return;
     }
-    let Some((want, wake)) = state.wanted.take() else { return };
+    let Some((want, wake)) = state.wanted.take() else {
+        return;
+    };
     let waiting = !state.chunks.is_empty();
     let outcome = match want {
         Want::Push(push) if waiting => {

@@ -1,48 +1,28 @@
 //! The engine as Python holds it: one epoll set, one listener, the task list, and the three calls that drive them.
 
 use std::cell::{Cell, RefCell};
-use std::io;
-use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
-use std::task::Waker;
+use std::sync::Mutex;
 
-use http::{HeaderName, Request};
-use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
+use http::HeaderName;
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use rustls::pki_types::ServerName;
-use rustls::ServerConfig;
 
-use super::asgi::{self, Hooks, Nothing};
+use super::asgi::{self, Hooks};
 use super::call::Call;
-use super::client;
 use super::exec::{Exec, NEVER};
-use super::pool::{Ground, Layers, Pool};
+use super::origin;
+use super::pool::{Layers, Pool};
+use super::reactor::{self, os_error, reactor_of, Reactor, LISTENER};
 use super::request::Req;
-use super::server::{Event, Limits, Outbox, ServerConn};
-use super::sys::{self, Poller, Socket, Wire};
-use super::tls::{server_config, Pace, Tls};
-use super::upstream::Whole;
-
-const LISTENER: u64 = u64::MAX;
-const MOST_ACCEPTS: u32 = 32;
-/// How often in one turn what Python has set going is looked at: request in, request up, answer out.
-const ROUNDS: u32 = 4;
-/// How long no connection is accepted after the system refused one (no file descriptors, no memory).
-const PAUSE_MS: u64 = 100;
-
-fn os_error(e: io::Error) -> PyErr {
-    PyOSError::new_err(e.to_string())
-}
-
-thread_local! {
-    /// The engines of this thread. Python's object only names one: whichever thread collects it, nothing of the engine
-    /// is touched there.
-    static ENGINES: RefCell<Vec<Rc<Core>>> = const { RefCell::new(Vec::new()) };
-}
+use super::server::{Limits, Outbox};
+use super::sys::{self, Poller};
+use super::tls::server_config;
+use super::wake::Nothing;
 
 static NAMES: AtomicU64 = AtomicU64::new(1);
 
@@ -71,7 +51,7 @@ impl Engine {
         let listener = sys::listener(fd).map_err(os_error)?;
         poller.add_listener(listener.as_raw_fd(), LISTENER).map_err(os_error)?;
         let name = NAMES.fetch_add(1, Ordering::Relaxed);
-        let core = Core {
+        let reactor = Reactor {
             name,
             poller: Rc::new(poller),
             exec: Exec::new(sys::now_ms),
@@ -93,7 +73,7 @@ impl Engine {
             tls: RefCell::default(),
             pace: Rc::default(),
         };
-        ENGINES.with_borrow_mut(|all| all.push(Rc::new(core)));
+        reactor::add(reactor);
         Ok(Self { name })
     }
 
@@ -196,17 +176,17 @@ impl Engine {
     fn pool(
         &self,
         most_idle: usize,
-        tls: Option<&client::Trust>,
+        tls: Option<&origin::Trust>,
         name: Option<String>,
         tunnel: Option<Vec<u8>>,
-    ) -> PyResult<client::Pool> {
+    ) -> PyResult<origin::Pool> {
         let core = self.core()?;
         let name = name.map(ServerName::try_from).transpose();
         let name = name.map_err(|_| PyValueError::new_err("the upstream's host name cannot be in a certificate"))?;
-        let tls = tls.map(client::Trust::config).zip(name);
+        let tls = tls.map(origin::Trust::config).zip(name);
         let mut pools = core.pools.borrow_mut();
         pools.push(Pool::new(most_idle, Layers { tunnel, tls }));
-        Ok(client::Pool {
+        Ok(origin::Pool {
             engine: self.name,
             id: pools.len() - 1,
         })
@@ -288,221 +268,14 @@ impl Engine {
                 err.write_unraisable(py, None);
             }
         }
-        ENGINES.with_borrow_mut(|all| all.retain(|one| one.name != self.name));
+        reactor::remove(self.name);
         // The hooks hold `run`, and with it the engine: without this they would keep each other.
         asgi::forget(self.name);
     }
 }
 
 impl Engine {
-    fn core(&self) -> PyResult<Rc<Core>> {
-        core_of(self.name)
-    }
-}
-
-pub struct Core {
-    name: u64,
-    poller: Rc<Poller>,
-    exec: Exec,
-    outbox: Outbox,
-    listener: RefCell<Option<TcpListener>>,
-    listening: Cell<bool>,
-    paused_until_ms: Cell<u64>,
-    /// What the loop's timer is set to.
-    timer_ms: Cell<u64>,
-    /// Connections of clients.
-    clients: Rc<Cell<usize>>,
-    most_connections: usize,
-    limits: Limits,
-    tls: RefCell<Option<Arc<ServerConfig>>>,
-    pace: Rc<Pace>,
-    pools: RefCell<Vec<Rc<Pool>>>,
-    kept: RefCell<Rc<[HeaderName]>>,
-}
-
-/// This thread's engine of that name.
-pub fn core_of(name: u64) -> PyResult<Rc<Core>> {
-    ENGINES
-        .with_borrow(|all| all.iter().find(|one| one.name == name).cloned())
-        .ok_or_else(|| PyRuntimeError::new_err("the engine is closed, or of another thread"))
-}
-
-impl Core {
-    pub fn pool(&self, id: usize) -> PyResult<Rc<Pool>> {
-        let pools = self.pools.borrow();
-        let found = pools.get(id).cloned();
-        found.ok_or_else(|| PyRuntimeError::new_err("no such pool"))
-    }
-
-    pub fn retire(&self, id: usize) -> PyResult<()> {
-        self.pool(id)?.retire(&self.exec);
-        Ok(())
-    }
-
-    pub fn dial(
-        &self,
-        pool: &Rc<Pool>,
-        addresses: Vec<SocketAddr>,
-        request: Request<Whole>,
-        make: impl FnOnce(Waker) -> Arc<Call>,
-    ) -> Arc<Call> {
-        let kept = self.kept.borrow().clone();
-        let ground = Ground {
-            exec: &self.exec,
-            poller: &self.poller,
-            outbox: &self.outbox,
-            kept: &kept,
-            pace: &self.pace,
-        };
-        pool.dial(&ground, addresses, request, make)
-    }
-
-    /// Poll tasks and tell Python what came out, until nothing is marked or the turn is over.
-    fn turn(&self, py: Python<'_>, look: bool) -> PyResult<()> {
-        let Some(hooks) = asgi::hooks_of(self.name) else {
-            return Ok(());
-        };
-        hooks.scheduled.store(true, Ordering::Release); // what is marked in here needs no call: it is looked at below
-        if look {
-            if let Err(e) = self.look() {
-                os_error(e).write_unraisable(py, None);
-            }
-        }
-        self.exec.begin();
-        self.pace.begin();
-        for _ in 0..ROUNDS {
-            self.exec.run();
-            if !self.deliver(py) {
-                break;
-            }
-        }
-        if !self.listening.get() && self.exec.clock.now_ms() >= self.paused_until_ms.get() {
-            self.listen();
-        }
-        self.set_timer(py, &hooks)?;
-        hooks.scheduled.store(false, Ordering::Release);
-        if self.exec.pending() {
-            hooks.schedule(py)?;
-        }
-        Ok(())
-    }
-
-    /// One timer of the loop for the next slot of the wheel. It is moved forward only: one that comes for nothing does no
-    /// harm, and is rarer than what would move it.
-    fn set_timer(&self, py: Python<'_>, hooks: &Hooks) -> PyResult<()> {
-        let Some(next) = self.exec.next_ms().filter(|next| *next < self.timer_ms.get()) else {
-            return Ok(());
-        };
-        self.timer_ms.set(next);
-        // The clock may be behind by its grain.
-        let wait_s = (next.saturating_sub(self.exec.clock.now_ms()) + 5) as f64 / 1000.0;
-        let timer = hooks.call_later.call1(py, (wait_s, &hooks.tick))?;
-        hooks.swap_timer(py, Some(timer))
-    }
-
-    /// Take what epoll has.
-    fn look(&self) -> io::Result<()> {
-        let mut knocking = false;
-        self.poller.take(|key, ready| {
-            if key == LISTENER {
-                knocking = true;
-            } else {
-                self.exec.event(key, ready);
-            }
-        })?;
-        if knocking {
-            self.accept();
-        }
-        Ok(())
-    }
-
-    /// Hand out what the tasks have left for Python. Nothing is borrowed while it runs. Whether there was something.
-    fn deliver(&self, py: Python<'_>) -> bool {
-        let Some(hooks) = asgi::hooks_of(self.name) else {
-            return false;
-        };
-        let events = self.outbox.take();
-        let any = !events.is_empty();
-        for event in events {
-            match event {
-                Event::Begin(req, parts, peer) => asgi::begin(py, self.name, &hooks, req, &parts, peer),
-                Event::Receive(req) => asgi::deliver(py, &req),
-                Event::Room(req) => asgi::release(py, &req),
-                Event::Call(call) => client::deliver(py, self.name, &call),
-            }
-        }
-        any
-    }
-
-    fn unlisten(&self) {
-        self.listening.set(false);
-        if let Some(listener) = self.listener.take() {
-            self.poller.remove(listener.as_raw_fd());
-        }
-    }
-
-    fn accept(&self) {
-        let listener = self.listener.borrow();
-        let Some(listener) = listener.as_ref() else { return };
-        for _ in 0..MOST_ACCEPTS {
-            if self.clients.get() >= self.most_connections {
-                self.deafen(listener, 0);
-                return;
-            }
-            let (stream, peer) = match listener.accept() {
-                Ok(accepted) => accepted,
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
-                Err(e) => match e.raw_os_error() {
-                    Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => {
-                        self.deafen(listener, PAUSE_MS);
-                        return;
-                    }
-                    _ => continue, // the client gave up in the meantime, or something of that kind
-                },
-            };
-            let Ok(socket) = Socket::new(stream) else { continue };
-            let fd = socket.fd();
-            let mut wire: Box<dyn Wire> = Box::new(socket);
-            if let Some(config) = self.tls.borrow().as_ref() {
-                match Tls::server(wire, Arc::clone(config), &self.pace) {
-                    Ok(tls) => wire = Box::new(tls),
-                    Err(_) => continue,
-                }
-            }
-            let (key, waker) = self.exec.reserve();
-            if self.poller.add(fd, key).is_err() {
-                self.exec.remove(key);
-                continue;
-            }
-            let poller = Rc::clone(&self.poller);
-            let clients = Rc::clone(&self.clients);
-            clients.set(clients.get() + 1);
-            let leave = Box::new(move || {
-                poller.remove(fd);
-                clients.set(clients.get() - 1);
-            });
-            let conn = ServerConn::new(wire, peer, waker.clone(), Rc::clone(&self.outbox), self.limits, leave);
-            self.exec.insert(key, Rc::new(conn));
-            waker.wake();
-        }
-    }
-
-    /// Do not listen until there is room, and for some time at least.
-    fn deafen(&self, listener: &TcpListener, ms: u64) {
-        self.poller.remove(listener.as_raw_fd());
-        self.listening.set(false);
-        let until = self.exec.clock.now_ms() + ms;
-        self.paused_until_ms.set(until);
-        self.exec.wake_at(until);
-    }
-
-    fn listen(&self) {
-        if self.listening.get() || self.clients.get() >= self.most_connections {
-            return;
-        }
-        if let Some(listener) = self.listener.borrow().as_ref() {
-            self.listening
-                .set(self.poller.add_listener(listener.as_raw_fd(), LISTENER).is_ok());
-        }
+    fn core(&self) -> PyResult<Rc<Reactor>> {
+        reactor_of(self.name)
     }
 }

@@ -46,7 +46,10 @@ fn line(line: &Bound<'_, PyAny>) -> PyResult<Line> {
     let (name, value) = if let Ok(pair) = line.downcast_exact::<PyTuple>() {
         // One that nobody but the list holds is made for this answer only.
         if pair.get_refcnt() <= 2 {
-            (pair.get_borrowed_item(0)?.to_owned(), pair.get_borrowed_item(1)?.to_owned())
+            (
+                pair.get_borrowed_item(0)?.to_owned(),
+                pair.get_borrowed_item(1)?.to_owned(),
+            )
         } else {
             return kept_line(pair);
         }
@@ -71,7 +74,11 @@ fn kept_line(pair: &Bound<'_, PyTuple>) -> PyResult<Line> {
     }
     let made = made_line(&pair.get_item(0)?, &pair.get_item(1)?)?;
     let old = KEPT.with_borrow_mut(|kept| {
-        let old = if kept.len() >= MOST_KEPT { std::mem::take(kept) } else { HashMap::new() };
+        let old = if kept.len() >= MOST_KEPT {
+            std::mem::take(kept)
+        } else {
+            HashMap::new()
+        };
         kept.insert(key, (pair.clone().unbind(), made.clone()));
         old
     });

@@ -4,18 +4,24 @@
 //! takes what is ready, polls the connections concerned until they wait again, and then hands to Python what came out:
 //! Python is never called while anything in here is borrowed. No thread, no tokio, no hand-over of the GIL.
 //!
-//! `sys` (system calls) < `exec` + `wheel` (tasks, wakers, timers) < `io` + `framing` + `tls` (bytes) < `request` (one request's state)
-//! < `server` (one connection) < `message` + `asgi` (what Python sees) < `hub` (all of it).
+//! `sys` (system calls) < `exec` + `wheel` (tasks, wakers, timers) < `io` + `framing` + `tls` (bytes).
+//! Clients: `request` (one request's state) < `server` (one connection) < `message` + `asgi` (what Python sees).
+//! Upstreams: `call` (one call's state) < `upstream` + `dial` (one connection) < `pool` < `client` + `origin` (what Python
+//! sees). `task` and `wake` run the app's coroutine; `reactor` is all of it together, `hub` the handle that Python has.
 
 pub mod asgi;
 pub mod call;
 pub mod client;
+
+pub mod dial;
 pub mod exec;
 pub mod framing;
 pub mod hub;
 pub mod io;
 pub mod message;
+pub mod origin;
 pub mod pool;
+pub mod reactor;
 pub mod request;
 #[cfg(test)]
 mod scripted;

@@ -90,7 +90,17 @@ impl Pool {
         let outbox = Rc::clone(ground.outbox);
         let kept = Rc::clone(ground.kept);
         let pace = Rc::clone(ground.pace);
-        let conn = Upstream::dial(self, addresses, Arc::clone(&call), request, outbox, kept, pace, key, watch);
+        let conn = Upstream::dial(
+            self,
+            addresses,
+            Arc::clone(&call),
+            request,
+            outbox,
+            kept,
+            pace,
+            key,
+            watch,
+        );
         self.all.borrow_mut().insert(key, Rc::clone(&conn));
         ground.exec.insert(key, conn);
         waker.wake();

@@ -185,7 +185,9 @@ impl Bench {
             self.exec.begin();
             self.exec.run();
             for event in self.outbox.take() {
-                let (Event::Begin(req, ..) | Event::Receive(req) | Event::Room(req)) = event else { continue };
+                let (Event::Begin(req, ..) | Event::Receive(req) | Event::Room(req)) = event else {
+                    continue;
+                };
                 self.receive(&req, app);
             }
             if !self.exec.pending() && self.script.wants.get() == Readiness::default() {

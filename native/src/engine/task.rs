@@ -86,7 +86,11 @@ impl Task {
             drop(state);
             drop(waiter);
             let is_cancel = error.as_ref().is_some_and(|e| e.is_instance_of::<CancelledError>(py));
-            let error = if cancel && !is_cancel { Some(CancelledError::new_err(())) } else { error };
+            let error = if cancel && !is_cancel {
+                Some(CancelledError::new_err(()))
+            } else {
+                error
+            };
             (coroutine.into_bound(py), error)
         };
         match this.run(py, &hooks, slf, &coroutine, error) {
@@ -174,7 +178,10 @@ impl Task {
     }
 
     fn pass_cancel(&self, slf: &Bound<'_, Self>, waiter: &Bound<'_, PyAny>) {
-        match waiter.call_method0(intern!(slf.py(), "cancel")).and_then(|c| c.is_truthy()) {
+        match waiter
+            .call_method0(intern!(slf.py(), "cancel"))
+            .and_then(|c| c.is_truthy())
+        {
             Ok(true) => self.lock().must_cancel = false,
             Ok(false) => {}
             Err(err) => err.write_unraisable(slf.py(), None),

@@ -6,8 +6,6 @@
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::future::Future;
-use std::io::{self, IoSlice};
-use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
@@ -21,21 +19,16 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1;
 
 use super::call::{Call, Fault, MALFORMED, RESET_BEFORE, RESET_WITHIN};
+use super::dial::Tunnel;
 use super::exec::{Step, Task};
 use super::io::{Gate, Io};
 use super::pool::Pool;
 use super::server::{Event, Outbox};
-use super::sys::{self, Connecting, Readiness, Socket, Wire};
-use super::tls::{handshake_words, Pace, Tls};
+use super::sys::{self, Connecting, Readiness};
+use super::tls::Pace;
 
-/// hyper's read buffer, and with it the longest head. Real heads are under 8 KiB.
-const MOST_BUFFER: usize = 64 * 1024;
-/// Real answers have 20 to 40.
-const MOST_HEADERS: usize = 256;
 /// Of a body, taken in one turn.
 const MOST_TAKEN: usize = 64 * 1024;
-
-const NO_TUNNEL: Fault = ("connect", "the egress proxy did not open the tunnel");
 
 /// The body of a request, which is there as a whole.
 pub struct Whole(Option<Bytes>);
@@ -66,7 +59,7 @@ impl Body for Whole {
 type Answering = Pin<Box<dyn Future<Output = hyper::Result<Response<Incoming>>>>>;
 type Http = http1::Connection<Io, Whole>;
 
-enum Phase {
+pub(super) enum Phase {
     Connecting(Connecting),
     /// The proxy is asked for a tunnel.
     Tunnel(Tunnel),
@@ -74,12 +67,6 @@ enum Phase {
     Opening,
     Open(Box<Http>, http1::SendRequest<Whole>),
     Over,
-}
-
-struct Tunnel {
-    socket: Socket,
-    sent: usize,
-    got: Vec<u8>,
 }
 
 /// What is under way.
@@ -103,21 +90,21 @@ enum After {
 }
 
 pub struct Upstream {
-    gate: RefCell<Option<Rc<RefCell<Gate>>>>,
-    phase: RefCell<Phase>,
+    pub(super) gate: RefCell<Option<Rc<RefCell<Gate>>>>,
+    pub(super) phase: RefCell<Phase>,
     running: RefCell<Option<Running>>,
-    pool: Weak<Pool>,
-    addresses: RefCell<Vec<SocketAddr>>,
+    pub(super) pool: Weak<Pool>,
+    pub(super) addresses: RefCell<Vec<SocketAddr>>,
     used: Cell<u32>,
     pub idle_since_ns: Cell<u64>,
     outbox: Outbox,
     kept: Rc<[HeaderName]>,
-    pace: Rc<Pace>,
-    waker: Waker,
+    pub(super) pace: Rc<Pace>,
+    pub(super) waker: Waker,
     pub key: u64,
     /// Put the socket of that number into the epoll set, or take it out.
-    watch: Box<dyn Fn(i32, bool) -> std::io::Result<()>>,
-    fd: Cell<i32>,
+    pub(super) watch: Box<dyn Fn(i32, bool) -> std::io::Result<()>>,
+    pub(super) fd: Cell<i32>,
 }
 
 impl Upstream {
@@ -167,10 +154,11 @@ impl Upstream {
     pub fn is_alive(&self) -> bool {
         let phase = self.phase.borrow();
         let Phase::Open(_, sender) = &*phase else { return false };
-        sender.is_ready() && self.gate.borrow().as_ref().is_some_and(|g| {
-            let gate = g.borrow();
-            !gate.ended && !gate.broken
-        })
+        sender.is_ready()
+            && self.gate.borrow().as_ref().is_some_and(|g| {
+                let gate = g.borrow();
+                !gate.ended && !gate.broken
+            })
     }
 
     /// The next request on an idle connection.
@@ -192,7 +180,7 @@ impl Upstream {
         self.running.borrow().as_ref().map(|running| Arc::clone(&running.call))
     }
 
-    fn fail(&self, fault: Fault) {
+    pub(super) fn fail(&self, fault: Fault) {
         if let Some(running) = self.running.take() {
             let mut state = running.call.lock();
             state.fail(fault);
@@ -206,170 +194,6 @@ impl Upstream {
         }
     }
 
-    // ---- connecting
-
-    /// Whether HTTP may begin; an error is told already.
-    fn connect(&self, turn: u64) -> Result<bool, ()> {
-        if let Phase::Open(..) = &*self.phase.borrow() {
-            return Ok(true);
-        }
-        loop {
-            let state = match &*self.phase.borrow() {
-                Phase::Connecting(connecting) => connecting.check(),
-                _ => break,
-            };
-            match state {
-                sys::Dialing::Pending => return Ok(false),
-                sys::Dialing::Connected => {
-                    let Phase::Connecting(connecting) = self.phase.replace(Phase::Over) else { return Err(()) };
-                    let Some(socket) = connecting.into_socket() else { return Err(()) };
-                    let tunnel = self.pool.upgrade().is_some_and(|pool| pool.layers.tunnel.is_some());
-                    if !tunnel {
-                        self.wrap(socket)?;
-                    } else {
-                        let tunnel = Tunnel {
-                            socket,
-                            sent: 0,
-                            got: Vec::new(),
-                        };
-                        self.phase.replace(Phase::Tunnel(tunnel));
-                    }
-                }
-                sys::Dialing::Failed(words) => {
-                    self.unwatch();
-                    let Some(address) = self.addresses.borrow_mut().pop() else {
-                        self.fail(("connect", words));
-                        return Err(());
-                    };
-                    let next = Connecting::begin(address);
-                    let fd = next.fd();
-                    self.phase.replace(Phase::Connecting(next));
-                    if fd >= 0 {
-                        self.fd.set(fd);
-                        if (self.watch)(fd, true).is_err() {
-                            self.fail(("connect", "connecting to the upstream failed: it cannot be watched"));
-                            return Err(());
-                        }
-                    }
-                }
-            }
-        }
-        Ok(self.dig()? && self.open(turn)?)
-    }
-
-    fn unwatch(&self) {
-        let fd = self.fd.replace(-1);
-        if fd >= 0 {
-            let _ = (self.watch)(fd, false);
-        }
-    }
-
-    /// Ask the proxy for a tunnel. Whether it is there.
-    fn dig(&self) -> Result<bool, ()> {
-        let Some(pool) = self.pool.upgrade() else { return Err(()) };
-        let ask = pool.layers.tunnel.as_deref().unwrap_or_default();
-        let mut phase = self.phase.borrow_mut();
-        let Phase::Tunnel(tunnel) = &mut *phase else { return Ok(true) };
-        let mut failed = None;
-        while tunnel.sent < ask.len() && failed.is_none() {
-            match tunnel.socket.send(&[IoSlice::new(&ask[tunnel.sent..])]) {
-                Ok(n) => tunnel.sent += n,
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => failed = Some(NO_TUNNEL),
-            }
-        }
-        let mut room = [MaybeUninit::uninit(); 4096];
-        while failed.is_none() {
-            match tunnel.socket.recv(&mut room) {
-                Ok(0) => failed = Some(NO_TUNNEL),
-                Ok(n) => {
-                    // SAFETY: `recv` has just written the first `n` bytes (Wire's contract).
-                    let came = unsafe { std::slice::from_raw_parts(room.as_ptr().cast::<u8>(), n.min(room.len())) };
-                    tunnel.got.extend_from_slice(came);
-                    let end = memchr::memmem::find(&tunnel.got, b"\r\n\r\n");
-                    if end.is_some_and(|end| end + 4 == tunnel.got.len()) {
-                        if tunnel.got.split(|c| *c == b' ').nth(1) == Some(b"200".as_slice()) {
-                            break;
-                        }
-                        failed = Some(("connect", "the egress proxy refused the tunnel"));
-                    } else if end.is_some() || tunnel.got.len() > 16 * 1024 {
-                        failed = Some(NO_TUNNEL); // nobody may speak before our handshake
-                    }
-                }
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(false),
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => failed = Some(NO_TUNNEL),
-            }
-        }
-        let whole = std::mem::replace(&mut *phase, Phase::Over);
-        drop(phase);
-        if let Some(fault) = failed {
-            self.fail(fault);
-            return Err(());
-        }
-        let Phase::Tunnel(tunnel) = whole else { return Err(()) };
-        self.wrap(tunnel.socket).map(|()| true)
-    }
-
-    /// The socket is there: put TLS around it where the origin speaks it.
-    fn wrap(&self, socket: Socket) -> Result<(), ()> {
-        let Some(pool) = self.pool.upgrade() else { return Err(()) };
-        let wire: Box<dyn Wire> = match &pool.layers.tls {
-            None => Box::new(socket),
-            Some((config, name)) => {
-                match Tls::client(Box::new(socket), Arc::clone(config), name.clone(), &self.pace) {
-                    Ok(tls) => Box::new(tls),
-                    Err(_) => {
-                        self.fail(("tls", "the TLS handshake with the upstream failed"));
-                        return Err(());
-                    }
-                }
-            }
-        };
-        self.gate.replace(Some(Rc::new(RefCell::new(Gate::unguarded(wire)))));
-        self.phase.replace(Phase::Opening);
-        Ok(())
-    }
-
-    /// Handshakes, then HTTP. Whether that may begin.
-    fn open(&self, turn: u64) -> Result<bool, ()> {
-        let Some(gate) = self.gate.borrow().clone() else { return Err(()) };
-        gate.borrow_mut().begin(turn);
-        let opened = gate.borrow_mut().open();
-        match opened {
-            Poll::Pending => return Ok(false),
-            Poll::Ready(Ok(())) => {}
-            Poll::Ready(Err(e)) => {
-                self.fail(("tls", handshake_words(&e)));
-                return Err(());
-            }
-        }
-        self.speak(gate).map(|()| true)
-    }
-
-    fn speak(&self, gate: Rc<RefCell<Gate>>) -> Result<(), ()> {
-        let mut hands = Box::pin(
-            http1::Builder::new()
-                .max_buf_size(MOST_BUFFER)
-                .max_headers(MOST_HEADERS)
-                .handshake::<_, Whole>(Io(Rc::clone(&gate))),
-        );
-        // It only puts things together: ready at once.
-        let made = hands.as_mut().poll(&mut Context::from_waker(&self.waker));
-        let Poll::Ready(Ok((sender, http))) = made else {
-            self.fail(MALFORMED);
-            return Err(());
-        };
-        self.phase.replace(Phase::Open(Box::new(http), sender));
-        if let Some(call) = self.call() {
-            call.lock().connected = true;
-        }
-        Ok(())
-    }
-
-    // ---- the call
-
     /// Move what hyper has for the call. Whether anything moved.
     fn advance(&self, cx: &mut Context<'_>) -> bool {
         let mut slot = self.running.borrow_mut();
@@ -381,7 +205,9 @@ impl Upstream {
         }
         if let Some(request) = running.request.take() {
             let mut phase = self.phase.borrow_mut();
-            let Phase::Open(_, sender) = &mut *phase else { return false };
+            let Phase::Open(_, sender) = &mut *phase else {
+                return false;
+            };
             running.answering = Some(Box::pin(sender.send_request(request)));
             self.used.set(self.used.get() + 1);
             return true;
@@ -460,7 +286,9 @@ impl Upstream {
     /// After hyper's turn: tell whoever waits, and say how things stand.
     fn look(&self) -> After {
         let mut slot = self.running.borrow_mut();
-        let Some(running) = slot.as_ref() else { return After::Idle };
+        let Some(running) = slot.as_ref() else {
+            return After::Idle;
+        };
         let call = Arc::clone(&running.call);
         let state = call.lock();
         self.tell(&call, state.has_news());
@@ -490,12 +318,16 @@ impl Task for Upstream {
             Ok(false) => return Step::Wait,
             Err(()) => return Step::Done,
         }
-        let Some(gate) = self.gate.borrow().clone() else { return Step::Done };
+        let Some(gate) = self.gate.borrow().clone() else {
+            return Step::Done;
+        };
         gate.borrow_mut().begin(turn);
         let over = loop {
             let polled = {
                 let mut phase = self.phase.borrow_mut();
-                let Phase::Open(http, _) = &mut *phase else { return Step::Done };
+                let Phase::Open(http, _) = &mut *phase else {
+                    return Step::Done;
+                };
                 Pin::new(http.as_mut()).poll(cx)
             };
             let moved = self.advance(cx);

@@ -251,3 +251,46 @@ impl Wake {
         Ok(true)
     }
 }
+
+/// An awaitable that is ready with `None`. One for all.
+#[pyclass(frozen)]
+pub struct Nothing;
+
+#[pymethods]
+impl Nothing {
+    fn __await__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+    fn __iter__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+    fn __next__(&self) -> Option<Py<PyAny>> {
+        None // StopIteration without a value
+    }
+}
+
+/// An awaitable that is ready with a value.
+#[pyclass]
+pub struct Ready(Option<Py<PyAny>>);
+
+impl Ready {
+    pub fn new(value: Py<PyAny>) -> Self {
+        Self(Some(value))
+    }
+}
+
+#[pymethods]
+impl Ready {
+    fn __await__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+    fn __iter__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+    fn __next__(&mut self) -> PyResult<Py<PyAny>> {
+        match self.0.take() {
+            Some(value) => Err(PyStopIteration::new_err((value,))),
+            None => Err(PyRuntimeError::new_err("cannot reuse an awaitable that was awaited")),
+        }
+    }
+}

@@ -1,6 +1,7 @@
 //! What a plain answer says of itself: its finish reason, an error object, its usage. Twin of `turnout/twin/answer.py`.
 
 use pyo3::exceptions::PyValueError;
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyString};
 
@@ -26,7 +27,11 @@ impl Answer {
             b"choices" => answer.read_choices(b, at),
             b"usage" | b"error" => {
                 let end = value(b, at, 1)?;
-                let place = if name == b"usage" { &mut answer.usage } else { &mut answer.error };
+                let place = if name == b"usage" {
+                    &mut answer.usage
+                } else {
+                    &mut answer.error
+                };
                 *place = Some((at, end));
                 Ok(end)
             }
@@ -111,7 +116,11 @@ fn count(b: &[u8], at: usize) -> Result<(Count, usize), Malformed> {
     let end = number(b, at)?;
     let text = std::str::from_utf8(&b[at..end]).unwrap_or("");
     if let Ok(n) = text.parse::<u64>() {
-        let said = if n as f64 <= MOST_TOKENS { Count::Of(n) } else { Count::Nonsense };
+        let said = if n as f64 <= MOST_TOKENS {
+            Count::Of(n)
+        } else {
+            Count::Nonsense
+        };
         return Ok((said, end));
     }
     let n: f64 = text.parse().unwrap_or(f64::INFINITY);
@@ -119,7 +128,11 @@ fn count(b: &[u8], at: usize) -> Result<(Count, usize), Malformed> {
     if whole && text.len() > MOST_DIGITS || !whole && n.is_infinite() {
         return Err(Malformed(at, "number out of range"));
     }
-    let said = if (0.0..=MOST_TOKENS).contains(&n) { Count::Of(n as u64) } else { Count::Nonsense };
+    let said = if (0.0..=MOST_TOKENS).contains(&n) {
+        Count::Of(n as u64)
+    } else {
+        Count::Nonsense
+    };
     Ok((said, end))
 }
 
@@ -207,27 +220,33 @@ pub fn tokens(b: &[u8]) -> Option<Tokens> {
     Some((into, out, cached, written, reasoning.min(out)))
 }
 
-/// `(finish_reason of the first choice or "", the error object or b"" if there are choices, its tokens or None)` of a
+type Told<'py> = (Option<Bound<'py, PyString>>, Bound<'py, PyBytes>, Option<Tokens>);
+
+/// `(finish_reason of the first choice or None, the error object or b"" if there are choices, its tokens or None)` of a
 /// plain answer. Tokens are prompt, completion, cached, written to the cache and reasoning ones, in OpenAI's meaning;
 /// None if they are not there or make no sense. Raises `ValueError(what)` for what is not one JSON object in UTF-8 or
 /// has fields of other types.
 #[pyfunction]
-pub fn read_answer<'py>(
-    py: Python<'py>,
-    body: &Bound<'py, PyBytes>,
-) -> PyResult<(Bound<'py, PyString>, Bound<'py, PyBytes>, Option<Tokens>)> {
+pub fn read_answer<'py>(py: Python<'py>, body: &Bound<'py, PyBytes>) -> PyResult<Told<'py>> {
     let b = body.as_bytes();
     if simdutf8::basic::from_utf8(b).is_err() {
         return Err(PyValueError::new_err("not UTF-8"));
     }
     let answer = Answer::read(b).map_err(|Malformed(_, what)| PyValueError::new_err(what))?;
-    let finish = match answer.finish {
-        None => PyString::new(py, ""),
-        Some((from, to, true)) => PyString::new(py, &unescape(&b[from..to])),
-        Some((from, to, false)) => PyString::new(py, &String::from_utf8_lossy(&b[from..to])),
-    };
-    let error = answer.error.map(|(from, to)| &b[from..to]).filter(|raw| is_set(raw) && answer.choices == 0);
-    let usage = answer.usage.map(|(from, to)| &b[from..to]).filter(|raw| is_set(raw)).and_then(tokens);
+    let finish = answer.finish.map(|(from, to, escaped)| match &b[from..to] {
+        raw if escaped => PyString::new(py, &unescape(raw)),
+        b"stop" => intern!(py, "stop").clone(), // by far the most frequent
+        raw => PyString::new(py, &String::from_utf8_lossy(raw)),
+    });
+    let error = answer
+        .error
+        .map(|(from, to)| &b[from..to])
+        .filter(|raw| is_set(raw) && answer.choices == 0);
+    let usage = answer
+        .usage
+        .map(|(from, to)| &b[from..to])
+        .filter(|raw| is_set(raw))
+        .and_then(tokens);
     Ok((finish, PyBytes::new(py, error.unwrap_or_default()), usage))
 }
 

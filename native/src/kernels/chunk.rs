@@ -25,6 +25,37 @@ const CONTENT: [&[u8]; 8] = [
     b"audio",
 ];
 
+/// What a chunk carries beside the text of its first choice, as bits; those of `turnout/twin/sse.py`.
+pub mod kind {
+    pub const CALLS: u32 = 1;
+    pub const REASONING: u32 = 2;
+    pub const REFUSAL: u32 = 4;
+    pub const LOGPROBS: u32 = 8;
+    /// A choice other than the first.
+    pub const OTHER_CHOICE: u32 = 16;
+    /// Audio, a call of the old shape, content that is not text.
+    pub const OTHER: u32 = 32;
+    /// The text is over the bound and was let go.
+    pub const OVER: u32 = 64;
+    /// Reasoning in blocks that are signed or encrypted.
+    pub const SIGNED: u32 = 128;
+}
+
+/// The bit of each name in `CONTENT`; content that is text has none.
+const KINDS: [u32; CONTENT.len()] = [
+    kind::OTHER,
+    kind::CALLS,
+    kind::REASONING,
+    kind::REASONING,
+    kind::SIGNED,
+    kind::REFUSAL,
+    kind::OTHER,
+    kind::OTHER,
+];
+
+/// Where a text lies, the quotes left out, and whether it has escapes.
+type Text = (Range<usize>, bool);
+
 /// Numbers and places of what a chunk says.
 #[derive(Default)]
 pub struct Chunk {
@@ -33,8 +64,11 @@ pub struct Chunk {
     /// How many of them carry content, and how many bytes of it, JSON spelling and all.
     pub with_content: u64,
     pub content: usize,
+    /// The text of the first choice, and what else there is (`kind`).
+    pub text: Option<Text>,
+    pub kinds: u32,
     /// The last `finish_reason` that is neither null nor empty: where its text lies, and whether it has escapes.
-    pub finish: Option<(Range<usize>, bool)>,
+    pub finish: Option<Text>,
     pub usage: Option<Range<usize>>,
     pub error: Option<Range<usize>>,
 }
@@ -67,6 +101,8 @@ impl Chunk {
         self.choices = 0;
         self.with_content = 0;
         self.content = 0;
+        self.text = None;
+        self.kinds = 0;
         self.finish = None;
         if let Some(end) = null(b, at) {
             return Ok(end);
@@ -90,16 +126,28 @@ impl Chunk {
 
     fn read_choice(&mut self, b: &[u8], at: usize) -> Result<usize, Malformed> {
         let mut delta = None;
-        let mut text = 0;
+        let mut text = Said::default();
         let mut finish = None;
+        let mut first = self.choices == 0;
+        let mut logprobs = false;
         let end = fields(b, at, |name, at| match name {
             b"delta" => {
                 if let Some(end) = null(b, at) {
                     delta = None;
                     return Ok(end);
                 }
-                let (size, end) = delta_bytes(b, at)?;
-                delta = Some(size);
+                let (said, end) = delta_said(b, at)?;
+                delta = Some(said);
+                Ok(end)
+            }
+            b"index" => {
+                let end = value(b, at, 3)?;
+                first = matches!(&b[at..end], b"0") || self.choices == 0 && &b[at..end] == b"null";
+                Ok(end)
+            }
+            b"logprobs" => {
+                let end = value(b, at, 3)?;
+                logprobs = is_set(&b[at..end]);
                 Ok(end)
             }
             b"finish_reason" => {
@@ -117,16 +165,32 @@ impl Chunk {
                 Ok(end)
             }
             b"text" => {
-                let end = value(b, at, 3)?;
-                text = set_bytes(&b[at..end]);
+                let (end, span) = text_or_value(b, at, 3)?;
+                text = Said {
+                    size: set_bytes(&b[at..end]),
+                    ..Said::default()
+                };
+                if text.size > 0 {
+                    text.kinds = if span.is_some() { 0 } else { kind::OTHER };
+                    text.text = span;
+                }
                 Ok(end)
             }
             _ => value(b, at, 3),
         })?;
         self.choices += 1;
-        let size = delta.unwrap_or(text);
-        self.with_content += u64::from(size > 0);
-        self.content += size;
+        let said = delta.unwrap_or(text);
+        self.with_content += u64::from(said.size > 0);
+        self.content += said.size;
+        self.kinds |= said.kinds;
+        if logprobs {
+            self.kinds |= kind::LOGPROBS;
+        }
+        if first {
+            self.text = said.text;
+        } else if said.size > 0 || finish.is_some() {
+            self.kinds |= kind::OTHER_CHOICE;
+        }
         if finish.is_some() {
             self.finish = finish;
         }
@@ -134,17 +198,71 @@ impl Chunk {
     }
 }
 
-/// How many bytes of content the delta at `at` carries, and where it ends.
-fn delta_bytes(b: &[u8], at: usize) -> Result<(usize, usize), Malformed> {
+/// What one choice says: bytes of content, its text, and what it is if not text.
+#[derive(Default)]
+struct Said {
+    size: usize,
+    text: Option<Text>,
+    kinds: u32,
+}
+
+/// A value, and its text if it is a string.
+#[inline]
+fn text_or_value(b: &[u8], at: usize, depth: u32) -> Result<(usize, Option<Text>), Malformed> {
+    if b.get(at) == Some(&b'"') {
+        let (end, escaped) = string(b, at + 1)?;
+        return Ok((end, Some((at + 1..end - 1, escaped))));
+    }
+    Ok((value(b, at, depth)?, None))
+}
+
+/// What the delta at `at` says, and where it ends.
+fn delta_said(b: &[u8], at: usize) -> Result<(Said, usize), Malformed> {
     let mut sizes = [0; CONTENT.len()];
+    let mut text = None;
+    let mut signed = false;
     let end = fields(b, at, |name, at| {
-        let end = value(b, at, 4)?;
+        let (end, span) = text_or_value(b, at, 4)?;
         if let Some(k) = CONTENT.iter().position(|n| *n == name) {
             sizes[k] = set_bytes(&b[at..end]);
+            if k == 0 {
+                text = span.filter(|_| sizes[0] > 0);
+            } else if KINDS[k] == kind::SIGNED {
+                signed = is_signed(&b[at..end]);
+            }
         }
         Ok(end)
     })?;
-    Ok((sizes.into_iter().find(|n| *n > 0).unwrap_or(0), end))
+    let mut said = Said::default();
+    for (k, size) in sizes.into_iter().enumerate().filter(|(_, n)| *n > 0) {
+        if said.size == 0 {
+            said.size = size;
+        }
+        if KINDS[k] == kind::SIGNED && !signed {
+            said.kinds |= kind::REASONING;
+        } else if k > 0 || text.is_none() {
+            said.kinds |= KINDS[k];
+        }
+    }
+    said.text = text;
+    Ok((said, end))
+}
+
+/// Whether blocks of reasoning have a signature or are encrypted: then half of them are of no use to anybody.
+fn is_signed(raw: &[u8]) -> bool {
+    let mut rest = raw;
+    while let Some(i) = find(rest, b"\"signature\"") {
+        rest = &rest[i + 11..];
+        let colon = blank(rest, 0);
+        if rest.get(colon) == Some(&b':') && rest.get(blank(rest, colon + 1)) == Some(&b'"') {
+            return true;
+        }
+    }
+    find(raw, b"reasoning.encrypted").is_some()
+}
+
+fn find(b: &[u8], what: &[u8]) -> Option<usize> {
+    b.windows(what.len()).position(|w| w == what)
 }
 
 /// Whether a value is something: not null and not empty.
@@ -165,15 +283,15 @@ fn set_bytes(raw: &[u8]) -> usize {
 // ---- usage
 
 #[derive(Clone, Copy, PartialEq)]
-enum Said {
+enum Count {
     Nothing,
     Nonsense,
-    Count,
+    Given,
 }
 
 /// Whether `usage_of` in `turnout/wire/answer.py` makes a Usage of this JSON; an error where it cannot be read.
 pub fn sensible(b: &[u8]) -> Result<bool, Malformed> {
-    let (mut prompt, mut completion, mut total) = (Said::Nothing, Said::Nothing, Said::Nothing);
+    let (mut prompt, mut completion, mut total) = (Count::Nothing, Count::Nothing, Count::Nothing);
     fields(b, 0, |name, at| {
         let (said, end) = match name {
             b"prompt_tokens" | b"completion_tokens" | b"total_tokens" => count(b, at)?,
@@ -192,8 +310,8 @@ pub fn sensible(b: &[u8]) -> Result<bool, Malformed> {
         Ok(end)
     })?;
     // Not said is not the same as nonsense: embeddings have no completion, and Voyage gives the total only.
-    let known = prompt == Said::Count || prompt == Said::Nothing && total == Said::Count;
-    Ok(completion != Said::Nonsense && known)
+    let known = prompt == Count::Given || prompt == Count::Nothing && total == Count::Given;
+    Ok(completion != Count::Nonsense && known)
 }
 
 fn details(b: &[u8], at: usize, counts: &[&[u8]]) -> Result<usize, Malformed> {
@@ -209,9 +327,9 @@ fn details(b: &[u8], at: usize, counts: &[&[u8]]) -> Result<usize, Malformed> {
     }
 }
 
-fn count(b: &[u8], at: usize) -> Result<(Said, usize), Malformed> {
+fn count(b: &[u8], at: usize) -> Result<(Count, usize), Malformed> {
     if let Some(end) = null(b, at) {
-        return Ok((Said::Nothing, end));
+        return Ok((Count::Nothing, end));
     }
     if !matches!(b.get(at), Some(b'-' | b'0'..=b'9')) {
         return Err(Malformed(at, "a number expected"));
@@ -224,9 +342,9 @@ fn count(b: &[u8], at: usize) -> Result<(Said, usize), Malformed> {
         return Err(Malformed(at, "number out of range"));
     }
     let said = if (0.0..=MOST_TOKENS).contains(&n) {
-        Said::Count
+        Count::Given
     } else {
-        Said::Nonsense
+        Count::Nonsense
     };
     Ok((said, end))
 }

@@ -14,7 +14,7 @@ use std::ops::Range;
 
 pub use python::StreamScanner;
 
-use super::chunk::{is_set, sensible, Chunk};
+use super::chunk::{is_set, kind, sensible, Chunk};
 use super::json::{line_stop, unescape};
 use super::lines::{after_line, data_in, data_of, space};
 
@@ -65,6 +65,12 @@ pub struct Marks {
     pub error: Option<Vec<u8>>,
     pub error_event: Vec<u8>,
     pub broken: Broken,
+    /// The text of the first choice, UTF-8, where it is kept; empty once it is over the bound.
+    pub text: Vec<u8>,
+    /// What else there was, where the text is kept: bits of `chunk::kind`.
+    pub kinds: u32,
+    /// A tool call is next; it and all behind it wait for `resume`.
+    pub stopped: bool,
 }
 
 /// What may be handed on after `feed`.
@@ -90,6 +96,7 @@ enum Verdict {
     Pass,
     Drop,
     Break,
+    Stop,
 }
 
 /// Follows one upstream stream. Memory is bounded by one event; nothing is searched twice for its end.
@@ -98,6 +105,10 @@ pub struct Scanner {
     pub marks: Marks,
     /// How many lines of noise are left out before the stream counts as broken.
     pub most_noise: u32,
+    /// How many bytes of the first choice's text are kept; 0: none, and nothing is noted of what else there is.
+    pub most_text: usize,
+    /// Whether to stop in front of the first tool call.
+    pub hold_calls: bool,
     strip_usage: bool,
     noise: u32,
     started: bool,
@@ -120,6 +131,8 @@ impl Scanner {
         Self {
             marks: Marks::default(),
             most_noise: MOST_NOISE,
+            most_text: 0,
+            hold_calls: false,
             strip_usage,
             noise: 0,
             started: false,
@@ -128,9 +141,9 @@ impl Scanner {
         }
     }
 
-    /// Whether more than content has passed: a finish, `[DONE]`, an error, or a break.
+    /// Whether more than content has passed: a finish, `[DONE]`, an error, a break, or a tool call that is held.
     pub fn turned(&self) -> bool {
-        self.marks.done || !self.marks.finish.is_empty() || self.ended()
+        self.marks.done || !self.marks.finish.is_empty() || self.marks.stopped || self.ended()
     }
 
     /// Whether nothing more is handed on, whatever comes.
@@ -141,6 +154,10 @@ impl Scanner {
     /// What may be handed on of `data`, and of what was held back before.
     pub fn feed(&mut self, data: &[u8]) -> Passed {
         if self.ended() {
+            return Passed::Range(0..0);
+        }
+        if self.marks.stopped {
+            self.tail.extend_from_slice(data);
             return Passed::Range(0..0);
         }
         let mut from = 0;
@@ -202,8 +219,24 @@ impl Scanner {
         }
     }
 
+    /// Go on, tool calls and all: what may be handed on of what waited.
+    pub fn resume(&mut self) -> Vec<u8> {
+        self.hold_calls = false;
+        if !mem::take(&mut self.marks.stopped) {
+            return Vec::new();
+        }
+        self.searched = 0;
+        match self.feed_held() {
+            Passed::Bytes(bytes) => bytes,
+            Passed::Range(_) => Vec::new(),
+        }
+    }
+
     /// The stream ended: what may be handed on of the tail. A last event without its empty line still counts.
     pub fn close(&mut self) -> Vec<u8> {
+        if self.marks.stopped {
+            return Vec::new();
+        }
         let mut event = mem::take(&mut self.tail);
         self.searched = 0;
         if self.ended() || event.iter().all(|c| space(*c)) {
@@ -218,6 +251,10 @@ impl Scanner {
         let data = data_of(&event);
         match self.read(&event, data.as_deref()) {
             Verdict::Pass => event,
+            Verdict::Stop => {
+                self.tail = event;
+                Vec::new()
+            }
             _ => Vec::new(),
         }
     }
@@ -252,6 +289,7 @@ impl Scanner {
             };
             match verdict {
                 Verdict::Break => break b.len(),
+                Verdict::Stop => break at,
                 Verdict::Drop => {}
                 Verdict::Pass => match &mut gaps {
                     Some(out) => out.extend_from_slice(event),
@@ -263,7 +301,7 @@ impl Scanner {
             at = end;
             i = end;
         };
-        if b.len() - at > MAX_EVENT_BYTES && !self.ended() {
+        if b.len() - at > MAX_EVENT_BYTES && !self.ended() && !self.marks.stopped {
             self.marks.broken = Broken::TooLong;
         }
         let (rest, resume) = if self.ended() { (b.len(), b.len()) } else { (at, resume) };
@@ -301,6 +339,24 @@ impl Scanner {
             }
             return Verdict::Drop;
         };
+        if self.most_text > 0 {
+            if self.hold_calls && chunk.kinds & kind::CALLS != 0 {
+                marks.stopped = true;
+                return Verdict::Stop;
+            }
+            marks.kinds |= chunk.kinds;
+            if let Some((text, escaped)) = chunk.text.filter(|_| marks.kinds & kind::OVER == 0) {
+                if escaped {
+                    marks.text.extend_from_slice(unescape(&data[text]).as_bytes());
+                } else {
+                    marks.text.extend_from_slice(&data[text]);
+                }
+                if marks.text.len() > self.most_text {
+                    marks.kinds |= kind::OVER;
+                    marks.text = Vec::new();
+                }
+            }
+        }
         marks.chunks += chunk.with_content;
         marks.content_bytes += chunk.content as u64;
         if let Some((text, escaped)) = chunk.finish {

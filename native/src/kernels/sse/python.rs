@@ -15,6 +15,11 @@ use super::{Passed, Scanner, MOST_NOISE};
 /// last event without its empty line still counts. Neither raises, whatever the bytes. The attributes say what was seen
 /// so far: choices that carried content and its bytes, the last finish_reason, the last usage that makes sense and an
 /// in-band error (both as JSON), `[DONE]`, and why the stream is broken ("", "chunk", "noise" or "too_long").
+///
+/// With `most_text` the text of the first choice is kept up to so many bytes of UTF-8, and `kinds` has a bit for
+/// whatever else there was (`turnout/twin/sse.py` names them). With `hold_calls` too the scanner stops in front of the
+/// first tool call: `stopped` is set, and it and all behind it are kept until `resume()`, which returns what may be
+/// handed on of that.
 #[pyclass(frozen)]
 pub struct StreamScanner {
     scanner: Arc<Mutex<Scanner>>,
@@ -34,10 +39,12 @@ impl StreamScanner {
 #[pymethods]
 impl StreamScanner {
     #[new]
-    #[pyo3(signature = (strip_usage, most_noise=MOST_NOISE))]
-    fn new(strip_usage: bool, most_noise: u32) -> Self {
+    #[pyo3(signature = (strip_usage, most_noise=MOST_NOISE, most_text=0, hold_calls=false))]
+    fn new(strip_usage: bool, most_noise: u32, most_text: usize, hold_calls: bool) -> Self {
         let mut scanner = Scanner::new(strip_usage);
         scanner.most_noise = most_noise;
+        scanner.most_text = most_text;
+        scanner.hold_calls = hold_calls;
         Self {
             scanner: Arc::new(Mutex::new(scanner)),
         }
@@ -53,6 +60,10 @@ impl StreamScanner {
 
     fn close<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
         PyBytes::new(py, &self.lock().close())
+    }
+
+    fn resume<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, &self.lock().resume())
     }
 
     #[getter]
@@ -100,7 +111,22 @@ impl StreamScanner {
         self.lock().marks.broken.name()
     }
 
-    /// Whether more than content has passed: a finish, `[DONE]`, an error, or a break.
+    #[getter]
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.lock().marks.text).into_owned()
+    }
+
+    #[getter]
+    fn kinds(&self) -> u32 {
+        self.lock().marks.kinds
+    }
+
+    #[getter]
+    fn stopped(&self) -> bool {
+        self.lock().marks.stopped
+    }
+
+    /// Whether more than content has passed: a finish, `[DONE]`, an error, a break, or a tool call that is held.
     #[getter]
     fn turned(&self) -> bool {
         self.lock().turned()

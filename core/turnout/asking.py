@@ -1,0 +1,286 @@
+"""The middle of the way: a request's attempts at upstreams, one after the other, and what each costs.
+
+`attempts` tries targets as route/attempts.py decides until one serves. An attempt is `ask_plain` (a whole answer) or
+`ask_stream` (up to its first content token); neither touches the client, so two of them may run at once and the first
+that commits wins (`race`).
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from random import Random
+from typing import Any, TypeVar
+
+import msgspec
+
+from .account.cost import cost_nanos, estimate
+from .catalog import Catalog, patience_ms
+from .clock import Clock
+from .errors import UPSTREAM, Fault
+from .exchange import Attempt, Exchange, Target, Usage
+from .route.attempts import Attempts, Wait
+from .route.stage import Routes
+from .stream.reader import StreamReader
+from .stream.relay import Relay
+from .upstream.attempt import MAX_ERROR_BYTES, event_fault, is_json, refusal
+from .upstream.call import Call, Request
+from .wire.answer import read_answer
+from .wire.request import RequestReader
+
+T = TypeVar("T")
+_STREAM = ((b"stream", b"true"),)
+_ANSWERS = frozenset(("chat", "completions"))  # the surfaces whose answers are choices
+
+
+class Asking:
+    """Asks upstreams for one config's flow."""
+
+    def __init__(self, *, routes: Routes, reader: RequestReader, catalog: Catalog, clock: Clock, rng: Random) -> None:
+        self._routes = routes
+        self._reader = reader
+        self._catalog = catalog
+        self._clock = clock
+        self.now = clock.now_ns
+        self._rng = rng
+
+    def course(self, x: Exchange, targets: Sequence[Target] | None = None) -> Attempts:
+        route = x.route
+        assert route is not None
+        ranked = self._routes.rank(route) if targets is None else targets
+        return Attempts(ranked, route.retries_max, route.budget, x.deadline_ns, self._rng)
+
+    async def attempts(
+        self,
+        x: Exchange,
+        ask: Callable[[Exchange, Target, Attempt], Awaitable[T]],
+        course: Attempts | None = None,
+        cause: str = "",
+    ) -> T:
+        """Try targets until one serves. Raises the Fault that the client is told. `cause` stands in for that of the course."""
+        route = x.route
+        assert route is not None
+        course = course or self.course(x)
+        now = self.now()
+        while True:
+            step = course.next(now)
+            if step is None:
+                raise course.verdict(now)
+            if isinstance(step, Wait):
+                await asyncio.sleep((step.until_ns - now) / 1e9)
+                before, now = now, self.now()
+                self._waited(x, now - before)
+                continue
+            target = course.targets[step.index]
+            attempt = Attempt(target.provider, target.account, target.model or x.own_model, cause or step.cause, now)
+            x.attempts.append(attempt)
+            try:
+                result = await ask(x, target, attempt)
+            except Fault as fault:
+                attempt = x.attempts[-1]
+                now = attempt.ended_ns = self.now()
+                self._waited(x, now - attempt.started_ns)
+                attempt.reason = attempt.reason or fault.reason
+                attempt.status = attempt.status or fault.upstream_status
+                if fault.source == UPSTREAM:
+                    target.health.failed(fault, now)
+                else:
+                    target.health.released()
+                course.failed(step.index, fault, now)
+                continue
+            except BaseException:
+                attempt = x.attempts[-1]
+                attempt.ended_ns = self.now()
+                attempt.reason = "client_gone"
+                target.health.released()
+                raise
+            if x.stream or x.assemble:
+                target.health.began()
+            else:
+                target.health.succeeded()
+            route.budget.succeeded(now)
+            return result
+
+    def _waited(self, x: Exchange, ns: int) -> None:
+        if not x.head_ns:  # what comes later is no part of the way to the head
+            x.upstream_ns += ns
+
+    async def ask_plain(self, x: Exchange, target: Target, attempt: Attempt) -> tuple[bytes, Call, Target]:
+        """One attempt at a whole answer. Raises Fault."""
+        request = self.request(x, target, attempt)
+        call = target.port.open_nowait(request) or await target.port.open(request)
+        try:
+            try:
+                body = await call.wait_whole()
+            except Fault:
+                if not call.stale:
+                    raise
+                call = await target.port.open(request)
+                body = await call.wait_whole()
+        except BaseException:
+            call.close()
+            raise
+        status = attempt.status = call.status
+        attempt.first_byte_ns = call.first_byte_ns
+        if not 200 <= status < 300:
+            raise refusal(status, target.port.scrub(body), call.media_type, call.headers, self._clock.wall_ns() / 1e9)
+        if not is_json(call.media_type):
+            raise Fault("content_type", "the upstream answered with something other than JSON")
+        usage = self.read_answer(x, target, call, body)
+        now = attempt.ended_ns = self.now()
+        x.upstream_ns += now - attempt.started_ns
+        x.first_byte_ns = call.first_byte_ns
+        self.book(x, attempt, target, usage or estimate(len(x.body), len(body)))
+        return body, call, target
+
+    def read_answer(self, x: Exchange, target: Target, call: Call, body: bytes) -> Usage | None:
+        """Usage and finish reason of a whole answer. Raises Fault for half a body or an error under status 200."""
+        if call.encoding not in (b"", b"identity"):
+            return None
+        try:
+            finish, error, usage = read_answer(body)
+        except ValueError:
+            raise Fault("bad_answer", "the upstream's answer is not valid JSON", upstream_status=call.status) from None
+        if error:
+            raise event_fault(msgspec.Raw(error), target.port.scrub)
+        x.finish = finish or ""
+        if finish is None and x.surface.name in _ANSWERS:
+            # A provider that was cut off and closed its JSON all the same: what it says may be half of an answer. (An
+            # empty reason is Snowflake's way to say that there is one.)
+            raise Fault("bad_answer", "the upstream's answer has no finish reason", upstream_status=call.status)
+        return usage
+
+    async def ask_stream(self, x: Exchange, target: Target, attempt: Attempt) -> tuple[Relay, Target]:
+        """One attempt at a stream, up to its first content token. Raises Fault."""
+        relay = await self.open_stream(x, target, attempt, None)
+        x.first_byte_ns = x.first_byte_ns or attempt.first_byte_ns
+        x.first_content_ns = x.first_content_ns or attempt.first_content_ns
+        self._waited(x, self.now() - attempt.started_ns)
+        return relay, target
+
+    async def open_stream(self, x: Exchange, target: Target, attempt: Attempt, body: bytes | None) -> Relay:
+        """A stream that has committed. `body` stands in for the client's own. Raises Fault."""
+        request = self.request(x, target, attempt, body)
+        call = target.port.open_nowait(request) or await target.port.open(request)
+        try:
+            try:
+                await call.wait_head()
+            except Fault:
+                if not call.stale:
+                    raise
+                call = await target.port.open(request)
+                await call.wait_head()
+            attempt.status = call.status
+            attempt.first_byte_ns = call.first_byte_ns
+            if not 200 <= call.status < 300:
+                said = target.port.scrub(await call.wait_whole(MAX_ERROR_BYTES))
+                raise refusal(call.status, said, call.media_type, call.headers, self._clock.wall_ns() / 1e9)
+            if call.media_type != b"text/event-stream":
+                raise Fault("content_type", "the upstream answered a stream request with something other than a stream")
+            route = x.route
+            assert route is not None
+            strip = target.port.include_usage and not (x.asked_usage or x.assemble)
+            policy = route.stream
+            keep = policy.on_failure == "continue"
+            reader = StreamReader(
+                strip,
+                lambda error: event_fault(error, target.port.scrub),
+                keep,
+                keep and policy.tool_calls == "hold",
+            )
+            relay = Relay(call, reader, self.now)
+            await relay.commit()
+            attempt.first_content_ns = reader.first_content_ns
+            call.idle(route.idle_ms * 1_000_000, self.now())
+            if policy.restart_window is not None and body is None:
+                await relay.buffer(policy.restart_window.tokens, policy.restart_window.ms * 1_000_000)
+        except BaseException:
+            call.close()
+            raise
+        return relay
+
+    def request(self, x: Exchange, target: Target, attempt: Attempt, body: bytes | None = None) -> Request:
+        """What goes upstream: the client's own bytes, with the target's model name and what the route sets put in."""
+        route = x.route
+        assert route is not None
+        model = target.model_json
+        if model is None and route.strip_prefix:
+            model = msgspec.json.encode(x.own_model)
+        stream = x.stream or x.assemble
+        inject = stream and target.port.include_usage and not x.asked_usage
+        sets = route.sets + _STREAM if x.assemble else route.sets
+        if body is None:
+            body, spans = x.body, x.spans
+        else:
+            spans = self._reader.scan(body)
+        pieces, length = self._reader.onward(body, spans, model, sets, inject)
+        attempt.started_ns = now = self.now()
+        first_ms = (target.ttft_ms if stream else target.plain_ms) or patience_ms(
+            self._catalog.find(x.own_model, target.provider), stream
+        )
+        return Request(
+            x.surface.upstream_path,
+            stream,
+            pieces,
+            length,
+            x.forward,
+            now,
+            now + first_ms * 1_000_000,
+            x.deadline_ns,
+            route.connect_ms,
+            route.idle_ms * 1_000_000,
+        )
+
+    # ---- account
+
+    def book(self, x: Exchange, attempt: Attempt, target: Target, usage: Usage) -> None:
+        """Tokens and cost of one attempt, and into the sum of the request."""
+        attempt.usage = usage
+        price = target.price
+        if price is None and target.model is None:
+            model = self._catalog.find(x.own_model, target.provider)
+            price = model.price if model is not None else None
+        if price is not None:
+            attempt.cost_nanos = cost_nanos(usage, price)
+            x.cost_nanos += attempt.cost_nanos
+        else:
+            attempt.priced = False
+        x.usage = usage if x.usage is None else x.usage.plus(usage)
+
+    def book_stream(self, x: Exchange, attempt: Attempt, target: Target, reader: StreamReader) -> None:
+        attempt.ended_ns = self.now()
+        x.finish = reader.finish
+        x.chunks += reader.chunks
+        self.book(x, attempt, target, reader.usage or estimate(len(x.body), reader.content_bytes - 2 * reader.chunks))
+
+
+async def race(asks: Sequence[Coroutine[Any, Any, T]], lost: Callable[[T], None]) -> tuple[int, T]:
+    """Run attempts side by side until one commits: its number and what it gave. The others are cancelled at once; one
+    that committed in the same moment goes to `lost`. Raises the last Fault if all fail.
+
+    The hook for hedging (DESIGN, section 7): whoever decides when a second attempt is opened gives both to this.
+    """
+    tasks = [asyncio.get_running_loop().create_task(ask) for ask in asks]
+    pending = set(tasks)
+    winner: asyncio.Task[T] | None = None
+    fault: Fault | None = None
+    try:
+        while pending and winner is None:
+            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            for task in sorted(done, key=tasks.index):
+                error = task.exception()
+                if error is None and winner is None:
+                    winner = task
+                elif isinstance(error, Fault):
+                    fault = error
+                elif error is not None:
+                    raise error
+    finally:
+        for task in tasks:
+            if task is not winner:
+                task.cancel()
+        for ended in await asyncio.gather(*(t for t in tasks if t is not winner), return_exceptions=True):
+            if not isinstance(ended, BaseException):
+                lost(ended)
+    if winner is None:
+        assert fault is not None
+        raise fault
+    return tasks.index(winner), winner.result()
