@@ -63,6 +63,13 @@ class AsgiCaller:
         """The whole body. Raises Fault too_large, truncated_body; never returns a part of it."""
         if self._length > most:
             raise Fault("too_large", f"the request body is over the limit of {most} bytes")
+        if self._extensions and "turnout.body" in self._extensions:
+            whole: bytes | None = self._receive.__self__.body()  # type: ignore[attr-defined]
+            if whole is not None:
+                if len(whole) > most:
+                    raise Fault("too_large", f"the request body is over the limit of {most} bytes")
+                self._body_done = True
+                return whole
         chunks: list[bytes] = []
         size = 0
         while True:

@@ -7,6 +7,10 @@ from random import Random
 from ..errors import Fault
 from ..exchange import Exchange, Principal, Route, Target
 
+ANY = ("*",)  # what a key may ask for when nothing is said
+MOST_NAME = 200
+MOST_MET = 1024  # model names whose pattern is remembered; callers choose names, so there is an end to it
+
 
 def matches(pattern: str, name: str) -> bool:
     """`*` stands for any run of characters; everything else for itself."""
@@ -32,6 +36,7 @@ class Routes:
         self._exact = {r.match: r for r in routes if "*" not in r.match}
         self._patterns = tuple(r for r in routes if "*" in r.match)
         self._named = {r.name: r for r in routes}
+        self._met: dict[str, Route | None] = {}
         self._direct = direct  # provider name -> a route that passes the model's name on
         self._rng = rng
 
@@ -45,19 +50,28 @@ class Routes:
             provider, _, rest = model.partition("/")
             route = self._direct.get(provider) if rest else None
         if route is None:
-            route = next((r for r in self._patterns if matches(r.match, model)), None)
+            route = self._by_pattern(model)
         if x.asked_route:
             named = self._named.get(x.asked_route)
             if named is None or not matches(named.match, model):
                 raise Fault("no_route", f"no route named {x.asked_route!r} serves the model {model!r}", param="model")
             route = named
-        if route is None or not self._allowed(principal, model):
+        if route is None or (principal.models != ANY and not self._allowed(principal, model)):
             # The same words as for a model that does not exist: what others may use is nobody's business.
             raise _unknown(model)
         return route
 
+    def _by_pattern(self, model: str) -> Route | None:
+        """The first route whose pattern fits; remembered for the names that are asked for again and again."""
+        if model in self._met:
+            return self._met[model]
+        route = next((r for r in self._patterns if matches(r.match, model)), None)
+        if len(self._met) < MOST_MET and len(model) <= MOST_NAME:
+            self._met[model] = route
+        return route
+
     def _allowed(self, principal: Principal, model: str) -> bool:
-        return principal.models == ("*",) or any(matches(p, model) for p in principal.models)
+        return principal.models == ANY or any(matches(p, model) for p in principal.models)
 
     def names_for(self, principal: Principal) -> list[str]:
         """The models this key may ask for by name: patterns are listed as they stand."""

@@ -11,7 +11,7 @@ use http::{request, StatusCode};
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyString};
+use pyo3::types::{PyBytes, PyDict, PyString};
 
 use super::message::{bytes_of, event, head, head_of, scope};
 use super::request::{refuse, respond, Got, Req, HIGH};
@@ -146,6 +146,16 @@ impl Exchange {
             }
             other => Err(PyValueError::new_err(format!("unexpected ASGI message {other:?}"))),
         }
+    }
+
+    /// The request's body in one call, if all of it is there; else None, and `receive` gives it: the extension
+    /// `turnout.body`.
+    fn body<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyBytes>> {
+        let got = self.req.lock().take_whole()?;
+        Some(match got.as_slice() {
+            [one] => PyBytes::new(py, one),
+            many => PyBytes::new(py, &many.concat()),
+        })
     }
 
     /// A whole answer in one call: the extension `turnout.reply`.

@@ -114,6 +114,7 @@ impl Engine {
         let extensions = PyDict::new(py);
         extensions.set_item("turnout.relay", PyDict::new(py))?;
         extensions.set_item("turnout.reply", PyDict::new(py))?;
+        extensions.set_item("turnout.body", PyDict::new(py))?;
         scope.set_item("extensions", extensions)?;
         scope.set_item("state", state)?;
         let local = core.listener.borrow().as_ref().and_then(|l| l.local_addr().ok());

@@ -196,6 +196,16 @@ impl State {
         Some(Got::Body(std::mem::take(&mut self.chunks), size, !last))
     }
 
+    /// The whole body, if it is there and within the limit.
+    pub fn take_whole(&mut self) -> Option<Vec<Bytes>> {
+        if self.told || self.end != BodyEnd::Done || self.size >= self.most {
+            return None;
+        }
+        self.told = true;
+        self.size = 0;
+        Some(std::mem::take(&mut self.chunks))
+    }
+
     /// One piece of the answer.
     pub fn push(&mut self, data: Bytes) {
         if !data.is_empty() && !self.over {
