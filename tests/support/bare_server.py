@@ -30,10 +30,10 @@ async def main() -> None:
     sock = socket.create_server(("127.0.0.1", 0), backlog=512)
     sock.setblocking(False)
     server = NativeServer(app, os.dup(sock.fileno()), Listen())
-    serving = asyncio.create_task(server.serve())  # noqa: F841  (held: the loop does so weakly only)
+    tasks = [asyncio.create_task(server.serve())]  # the loop itself holds it weakly
     await asyncio.sleep(0)
     print(sock.getsockname()[1], flush=True)
-    await asyncio.to_thread(sys.stdin.read)
+    await asyncio.wait([*tasks, asyncio.create_task(asyncio.to_thread(sys.stdin.read))], return_when=asyncio.FIRST_COMPLETED)
     os._exit(0)
 
 
