@@ -118,7 +118,7 @@ def slow_reader(host: str, port: int, raw: bytes) -> socket.socket:
     return sock
 
 
-@pytest.mark.parametrize("piece", [4_000, 32_768])
+@pytest.mark.parametrize("piece", [pytest.param(4_000, marks=pytest.mark.full), 32_768])
 def test_the_server_itself_holds_under_256_kib_for_a_slow_reader(engine: str, piece: int) -> None:
     if engine != "native":
         pytest.skip("granian queues pieces without counting their bytes")
