@@ -1,4 +1,4 @@
-//! Kernels: bytes in, bytes or numbers out; no callbacks, no I/O. `scan` and `sse` have a twin of
+//! Kernels: bytes in, bytes or numbers out; no callbacks, no I/O. `counters`, `scan` and `sse` have a twin of
 //! the same name in `turnout/twin/`; `chunk`, `json` and `lines` are what they are made of.
 
 pub mod chunk;
