@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from faults.conftest import MESSAGES, MODEL, Wire, ask, body, dechunk, said, slug, text_of
 from faults.server import TEXT, TOKENS, FaultServer
 from support.gateway import KEY, Gateway, config
+from support.processes import descriptors
 from turnout.account.ledger import rows
 
 TIMEOUTS = {"connect_ms": 1000, "ttft_ms": 250, "plain_ms": 20_000, "idle_ms": 400}
@@ -143,18 +145,23 @@ LEAVING = {  # what the client was waiting for when it left
 }
 
 
+def worker_descriptors(gateway: Gateway) -> int:
+    return descriptors(int(gateway.status()["workers"][0]["pid"]))
+
+
 def test_a_client_that_leaves_is_noticed_upstream_within_250_ms(
     gateway: Gateway, wire: Callable[..., Wire], a: FaultServer, full: bool
 ) -> None:
-    """200 times (2,000 with --full), by FIN and by RST, at random moments of streams and plain requests."""
+    """300 times (10,000 with --full), by FIN, half-close and RST, at random moments of streams and plain requests."""
     draw = random.Random(3)
     took: list[tuple[float, str]] = []
     opens = breaker(gateway, "a")
-    runs = 2_000 if full else 200
+    runs = 10_000 if full else 300
+    descriptors_before = worker_descriptors(gateway)
     for n in range(runs):
         kind = draw.choice(list(LEAVING))
         fault, stream = LEAVING[kind]
-        how = draw.choice(["fin", "rst"])
+        how = draw.choice(["fin", "half-close", "rst"])
         a.script.append(fault)
         before = a.requests
         w = wire("a", stream)
@@ -164,8 +171,12 @@ def test_a_client_that_leaves_is_noticed_upstream_within_250_ms(
             w.read_until(b'"content": ')
         time.sleep(draw.random() * 0.12)  # on both sides of the 50 ms after which clients are watched
         left = time.monotonic()
-        w.reset() if how == "rst" else w.close()
+        if how == "half-close":
+            w.socket.shutdown(socket.SHUT_WR)
+        else:
+            w.reset() if how == "rst" else w.close()
         assert gateway.wait_for(lambda: seen.lost_at, 5), (n, kind, how)  # noqa: B023
+        w.close()
         assert seen.cancelled
         took.append((seen.lost_at - left, f"{kind}, {how}"))
     took.sort()
@@ -175,6 +186,8 @@ def test_a_client_that_leaves_is_noticed_upstream_within_250_ms(
     )
     assert p99 < 0.25
     assert gateway.wait_for(lambda: gateway.metric("turnout_in_flight") == 0)
+    assert gateway.wait_for(lambda: worker_descriptors(gateway) <= descriptors_before + 2)
+    assert a.open <= 1
     lines = gateway.wait_for(
         lambda: len(found := [r for r in list(gateway.log) if r["route"] == "a"]) >= runs and found
     )

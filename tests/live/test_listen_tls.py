@@ -143,6 +143,21 @@ def test_a_slow_reader_gets_all_of_it(gateway: Gateway, site: Site) -> None:
     assert b"[DONE]" in got
 
 
+def test_a_stream_that_breaks_never_ends_cleanly(serve: Callable[..., Gateway], site: Site) -> None:
+    data = site.config()
+    data["providers"]["sim"] = SIM | {"faults": [{"kind": "cut", "after_tokens": 3}]}
+    gateway = serve(data)
+    with connected(gateway, site.context()) as sock:
+        sock.sendall(raw(b'{"model":"fast","stream":true,"messages":[{"role":"user","content":"hi"}]}'))
+        got = b""
+        with contextlib.suppress(OSError):  # an end without goodbye is one too
+            while piece := sock.recv(65536):
+                got += piece
+    assert got.startswith(b"HTTP/1.1 200")
+    assert b'"error"' in got
+    assert not got.endswith(b"0\r\n\r\n")
+
+
 def peer_cert(gateway: Gateway, context: ssl.SSLContext) -> bytes:
     with connected(gateway, context) as sock:
         return sock.getpeercert(True) or b""

@@ -268,6 +268,38 @@ def test_a_client_that_leaves_is_told_of_at_once(how: str) -> None:
     run(app, test)
 
 
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_client_that_leaves_in_a_body_that_nobody_has_read_is_told_of_at_once(reset: bool) -> None:
+    took: list[float] = []
+    left = asyncio.Event()
+
+    async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        if scope["path"] == "/late":  # it asks only when the client is long gone
+            await left.wait()
+        event = await receive()
+        assert event == {"type": "http.disconnect"}
+        took.append(time.monotonic())
+
+    async def test(port: int) -> None:
+        for path in (b"/early", b"/late"):
+            left.clear()
+            sock = socket.create_connection(("127.0.0.1", port))
+            sock.sendall(post(b"q" * 300_000).replace(b"/x", path, 1)[:200_000])
+            await asyncio.sleep(0.05)
+            start = time.monotonic()
+            if reset:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            sock.close()
+            await asyncio.sleep(0.05)
+            left.set()
+            while not took:
+                assert time.monotonic() - start < 1
+                await asyncio.sleep(0.001)
+            assert took.pop() - start < 0.25
+
+    run(app, test)
+
+
 def test_a_slow_reader_holds_back_the_app_and_not_the_others() -> None:
     sent = 0
     ended: list[bool] = []

@@ -11,12 +11,14 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from support.drive import request, run
 from support.gateway import ADMIN_KEY, KEY, UPSTREAM_KEY, Gateway, config
 from turnout.account.ledger import rows
 
@@ -164,6 +166,36 @@ def test_a_killed_worker_is_back_within_2_s_and_the_others_requests_go_on(start:
     assert any("worker 0 ended with code -9" in line for line in gateway.said)
 
 
+def test_workers_that_are_killed_again_and_again_take_only_their_own_requests_with_them(
+    start: Callable[..., Gateway], full: bool
+) -> None:
+    """kill -9 of a worker every 5 s (1.5 s, and three of them, unless --full) beside 32 clients."""
+    kills, gap_s = (8, 5.0) if full else (3, 1.5)
+    gateway = start(made(workers=2))
+    raw = request(gateway)
+    stop = threading.Event()
+    lost: list[int] = []
+    with ThreadPoolExecutor(1) as pool:
+        load = pool.submit(run, gateway, lambda n: raw, clients=32, per_second=400, until=stop.is_set)
+        try:
+            for n in range(kills):
+                time.sleep(gap_s)
+                victim = workers(gateway)[n % 2]["pid"]
+                lost.append(held(gateway)[n % 2])
+                os.kill(victim, signal.SIGKILL)
+                assert Gateway.wait_for(lambda: workers(gateway)[n % 2]["pid"] != victim and workers(gateway)[n % 2]["ready"], 5)  # noqa: B023
+            time.sleep(gap_s)
+        finally:
+            stop.set()
+        result = load.result(20)
+    broken = sum(result.statuses[status] for status in result.statuses if status != 200)
+    print(f"{kills} kills beside {result.count} requests: {broken} lost, {sum(lost)} connections were with the dead")
+    assert set(result.statuses) <= {0, 200}, result.statuses
+    # Never an answer of another kind, and never more than what the dead had in hand: at most one for each connection.
+    assert broken <= sum(lost)
+    assert result.count > 300 * gap_s * kills
+
+
 def test_metrics_are_the_sum_of_the_workers_and_outlive_one(start: Callable[..., Gateway]) -> None:
     gateway = start(made(workers=2))
     for _ in range(40):  # a fresh connection each, so that both get some
@@ -244,6 +276,24 @@ def test_sigterm_cuts_no_stream_and_ends_with_0(start: Callable[..., Gateway]) -
     for text in streams.texts:
         assert text.endswith("data: [DONE]\n\n")
         assert '"finish_reason":"stop"' in text.replace(" ", "")
+    assert gateway.process is not None
+    assert gateway.process.wait(10) == 0
+    assert not session(pid_of(gateway))
+
+
+def test_sigterm_with_200_live_streams_cuts_none(start: Callable[..., Gateway]) -> None:
+    gateway = start(made(SLOW, workers=2))
+    raw = request(gateway, stream=True)
+    with ThreadPoolExecutor(1) as pool:
+        load = pool.submit(run, gateway, lambda n: raw, count=200, clients=200)
+        assert Gateway.wait_for(lambda: gateway.metric("turnout_in_flight") == 200, 3)
+        gateway.signal(signal.SIGTERM)
+        assert Gateway.wait_for(lambda: not listens(gateway), 2)
+        live = not load.done()
+        result = load.result(30)
+    assert live, "the streams were too short to show anything"
+    print(f"SIGTERM beside 200 streams: {dict(result.statuses)}")
+    assert result.statuses == {200: 200}
     assert gateway.process is not None
     assert gateway.process.wait(10) == 0
     assert not session(pid_of(gateway))
@@ -370,6 +420,38 @@ def test_reloads_under_load_fail_no_request(start: Callable[..., Gateway], full:
     assert load.broken == []
     assert str(count + 1) in load.versions
     assert len(load.versions) > count / 2
+
+
+def test_reloads_at_500_requests_a_second_fail_none(start: Callable[..., Gateway], full: bool) -> None:
+    """100 of them (25 unless --full), one in five with a broken file."""
+    count = 100 if full else 25
+    data = made(workers=2)
+    gateway = start(data)
+    raw = request(gateway)
+    stop = threading.Event()
+    good = 1
+    with ThreadPoolExecutor(1) as pool:
+        load = pool.submit(run, gateway, lambda n: raw, clients=32, per_second=500, until=stop.is_set)
+        try:
+            for n in range(count):
+                refused = sum("config refused" in line for line in gateway.said)
+                if n % 5 == 4:
+                    gateway.file.write_text('{"providers": {}, "routs": []}')
+                    gateway.signal(signal.SIGHUP)
+                    assert Gateway.wait_for(lambda: sum("config refused" in line for line in gateway.said) > refused, 5)  # noqa: B023
+                else:
+                    good += 1
+                    gateway.write(renamed(data, n))
+                    gateway.signal(signal.SIGHUP)
+                    assert Gateway.wait_for(lambda: all(w["config_version"] == good for w in workers(gateway)), 5)  # noqa: B023
+        finally:
+            stop.set()
+        result = load.result(20)
+    rate = result.count / result.seconds
+    print(f"{count} reloads ({count // 5} broken) beside {result.count} requests, {rate:.0f} a second: {dict(result.statuses)}")
+    assert result.statuses == {200: result.count}, [answer.body for answer in result.broken[:3]]
+    assert len(result.versions) > good / 2
+    assert rate > 250  # 500 are offered; a busy machine may not take them all
 
 
 # ---- start

@@ -46,6 +46,7 @@ Resolve = Callable[[str], str]
 MAX_FILE_BYTES = 1 << 20
 MAX_SECRET_BYTES = 64 * 1024  # a service account's JSON takes 2.4 kB; a path to /dev/zero must end somewhere
 BY_REFERENCE = "secrets are given by reference only: env:NAME or file:/path"
+_PEM = (Certificate, Pem)  # these may have more than one line
 _REFERENCE = re.compile(r"env:[A-Za-z_][A-Za-z0-9_]*|file:/[^\x00]*", re.DOTALL)
 # What we dare to repeat in a message. `env:` in front of a pasted key is a common slip; keys have lower-case letters.
 _SHOWN_NAME = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
@@ -164,13 +165,13 @@ def decode(
     def hook(type_: type, value: Any) -> Any:
         if type_ is object:  # the values of a route's `set`: any JSON (msgspec knows `Any`, but asks about `object`)
             return value
-        if not issubclass(type_, Secret):
+        if type_ is not Secret and type_ not in _PEM:
             raise NotImplementedError(type_)
-        if type_ is Certificate and isinstance(value, str) and value and not _REFERENCE.fullmatch(value):
-            value = f"file:{os.path.abspath(value)}"
         if not isinstance(value, str) or not _REFERENCE.fullmatch(value):
-            raise ValueError(BY_REFERENCE)
-        return type_(value, (text or resolve)(value) if issubclass(type_, Pem) else resolve(value))
+            if type_ is not Certificate or not isinstance(value, str) or not value:
+                raise ValueError(BY_REFERENCE)
+            value = f"file:{os.path.abspath(value)}"
+        return type_(value, resolve(value) if type_ is Secret else (text or resolve)(value))
 
     try:
         return msgspec.convert(data, Config, dec_hook=hook)

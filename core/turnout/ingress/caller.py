@@ -18,6 +18,8 @@ WATCH_AFTER_NS = 50_000_000
 # A client, or a proxy before us, that waits longer than this for a response head may give up (DESIGN, section 6).
 HEAD_AFTER_NS = 10_000_000_000
 BEAT_NS = 5_000_000_000
+# Those that are watched already are looked at every so many ticks: their limits are seconds, and there may be thousands.
+OLD_TICKS = 5
 MOST_PIECE = 32 * 1024
 BEAT = b": turnout is waiting for the upstream\n\n"
 
@@ -216,6 +218,7 @@ class Callers:
     def __init__(self, body_timeout_ms: int) -> None:
         self._young: deque[AsgiCaller] = deque()
         self._old: list[AsgiCaller] = []
+        self._ticks = 0
         self.body_ns = body_timeout_ms * 1_000_000
         self.live = 0
         self.draining = False
@@ -234,7 +237,9 @@ class Callers:
             caller = young.popleft()
             if not caller.ended:
                 self._old.append(caller)
-        if self._old:
+                caller.tick(now_ns, self.body_ns)  # it is watched from now on
+        self._ticks += 1
+        if self._old and self._ticks % OLD_TICKS == 0:
             self._old = [c for c in self._old if not c.ended]
             for caller in self._old:
                 caller.tick(now_ns, self.body_ns)

@@ -23,6 +23,7 @@ MAX_ANSWER_BYTES = 32 * 1024 * 1024
 # Bytes of an answer that may wait for a slow client before the upstream socket is paused.
 HIGH_WATER = 256 * 1024
 TICK_S = 0.02
+PAUSED_TICKS = 5  # those that wait for their client have only a limit of minutes, and there may be thousands of them
 # Common servers close idle connections after 60 s or more (nginx 75 s, AWS load balancers 60 s): leave before them.
 IDLE_CONNECTION_NS = 55_000_000_000
 # The parser keeps a header in memory until it is whole. Real heads are under 8 KiB.
@@ -264,9 +265,11 @@ class Client:
 
     def tick(self, now_ns: int) -> None:
         """Every 20 ms: let the calls look at their limits. Once a second: close connections idle for too long."""
-        for call in tuple(self.calls):
-            call._tick(now_ns)
         self._ticks += 1
+        late = self._ticks % PAUSED_TICKS
+        for call in tuple(self.calls):
+            if not (late and call._paused):
+                call._tick(now_ns)
         if self._ticks % 50 == 0:
             for origin in self.origins:
                 idle = origin.idle

@@ -28,6 +28,10 @@ pub enum Step {
 /// One connection. Everything takes `&self`: a task may be looked at while another is polled.
 pub trait Task {
     fn poll(&self, cx: &mut Context<'_>, turn: u64) -> Step;
+    /// Whether `poll` goes on until nothing moves any more, whoever it wakes on the way.
+    fn settles(&self) -> bool {
+        false
+    }
     /// What epoll said; the task is polled afterwards.
     fn event(&self, ready: Readiness);
     /// By when it wants to be called, in milliseconds of the clock; `NEVER` if nothing is awaited. Asked after each poll.
@@ -227,11 +231,19 @@ impl Exec {
 
     fn poll(&self, key: Key) {
         let Some((task, waker)) = self.find(key) else { return };
-        waker.marked.store(false, Ordering::Release);
+        // One that goes on by itself until nothing moves need not hear of what it set going.
+        let settles = task.settles();
+        if !settles {
+            waker.marked.store(false, Ordering::Release);
+        }
         let std_waker = Waker::from(Arc::clone(&waker));
         let mut cx = Context::from_waker(&std_waker);
         // A panic ends its own connection and nothing else.
-        match catch_unwind(AssertUnwindSafe(|| task.poll(&mut cx, self.turn.get()))) {
+        let polled = catch_unwind(AssertUnwindSafe(|| task.poll(&mut cx, self.turn.get())));
+        if settles {
+            waker.marked.store(false, Ordering::Release);
+        }
+        match polled {
             Ok(Step::Wait) => self.arm(&*task, &waker),
             Ok(Step::Again) => {
                 self.arm(&*task, &waker);

@@ -26,6 +26,8 @@ pub mod request;
 #[cfg(test)]
 mod scripted;
 #[cfg(test)]
+mod scripted_time;
+#[cfg(test)]
 mod scripted_tls;
 pub mod server;
 pub mod sys;

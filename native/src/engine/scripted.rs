@@ -128,7 +128,7 @@ pub(super) struct Bench {
 }
 
 impl Bench {
-    fn new(input: Vec<Vec<u8>>, room: usize, blocks: bool) -> Self {
+    pub fn new(input: Vec<Vec<u8>>, room: usize, blocks: bool) -> Self {
         let script = Rc::new(Script::default());
         script.input.replace(input.into());
         script.room.set(room);
@@ -146,8 +146,8 @@ impl Bench {
         let seen = Rc::clone(&closed);
         let limits = Limits {
             header_ms: 1000,
-            body_ms: 1000,
-            idle_ms: 1000,
+            body_ms: 2000,
+            idle_ms: 10_000,
             most_body: 1 << 20,
         };
         let peer: SocketAddr = ([127, 0, 0, 1], 1).into();
@@ -169,7 +169,7 @@ impl Bench {
     }
 
     /// It is so late now.
-    fn at(&mut self, ms: u64) {
+    pub fn at(&mut self, ms: u64) {
         NOW.set(ms);
         self.exec.begin();
         self.exec.expire();

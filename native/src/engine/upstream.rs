@@ -357,6 +357,10 @@ impl Task for Upstream {
         }
     }
 
+    fn settles(&self) -> bool {
+        true
+    }
+
     fn event(&self, ready: Readiness) {
         match self.gate.borrow().as_ref() {
             Some(gate) => gate.borrow_mut().event(ready),

@@ -1,4 +1,4 @@
-//! Kernels: bytes in, bytes or numbers out; no callbacks, no I/O. `scan`, `sse` and `answer` have a twin of
+//! Kernels: bytes in, bytes or numbers out; no callbacks, no I/O. `answer`, `counters`, `scan` and `sse` have a twin of
 //! the same name in `turnout/twin/`; `chunk`, `json` and `lines` are what they are made of.
 
 pub mod answer;

@@ -15,7 +15,7 @@ use std::ops::Range;
 pub use python::StreamScanner;
 
 use super::chunk::{is_set, kind, sensible, Chunk};
-use super::json::{line_stop, unescape};
+use super::json::{line_stop, string, unescape};
 use super::lines::{after_line, data_in, data_of, space};
 
 /// An event over this is no chat chunk: the stream is treated as broken.
@@ -115,6 +115,26 @@ pub struct Scanner {
     tail: Vec<u8>,
     /// Where in `tail` the search for the event's end goes on.
     searched: usize,
+    like: Like,
+}
+
+/// What stands around the text in the chunks of this stream: providers repeat it to the byte, and it is most of a chunk.
+/// One that has both around a valid JSON string is as valid as the one they were taken from, and says the same.
+#[derive(Debug, Default)]
+struct Like {
+    before: Vec<u8>,
+    after: Vec<u8>,
+}
+
+impl Like {
+    fn set(&mut self, before: &[u8], after: &[u8]) {
+        if self.before != before || self.after != after {
+            self.before.clear();
+            self.before.extend_from_slice(before);
+            self.after.clear();
+            self.after.extend_from_slice(after);
+        }
+    }
 }
 
 /// What one walk over a buffer found.
@@ -138,6 +158,7 @@ impl Scanner {
             started: false,
             tail: Vec::new(),
             searched: 0,
+            like: Like::default(),
         }
     }
 
@@ -315,8 +336,53 @@ impl Scanner {
         }
     }
 
+    /// A chunk that differs from an earlier one in nothing but its text: what holds for that one holds for this.
+    fn read_like(&mut self, data: &[u8]) -> bool {
+        let (before, after) = (self.like.before.as_slice(), self.like.after.as_slice());
+        if before.is_empty()
+            || data.len() <= before.len() + after.len()
+            || !data.starts_with(before)
+            || !data.ends_with(after)
+        {
+            return false;
+        }
+        // `before` ends with the quote that opens the text, `after` begins with the one that closes it.
+        let (from, to) = (before.len(), data.len() - after.len());
+        let Ok((end, escaped)) = string(data, from) else { return false };
+        let text = &data[from..to];
+        if end != to + 1 || simdutf8::basic::from_utf8(text).is_err() {
+            return false;
+        }
+        self.marks.chunks += 1;
+        self.marks.content_bytes += text.len() as u64 + 2;
+        if self.most_text > 0 {
+            self.gather(text, escaped);
+        }
+        true
+    }
+
+    /// Keep what the first choice has said.
+    fn gather(&mut self, text: &[u8], escaped: bool) {
+        let marks = &mut self.marks;
+        if marks.kinds & kind::OVER != 0 {
+            return;
+        }
+        if escaped {
+            marks.text.extend_from_slice(unescape(text).as_bytes());
+        } else {
+            marks.text.extend_from_slice(text);
+        }
+        if marks.text.len() > self.most_text {
+            marks.kinds |= kind::OVER;
+            marks.text = Vec::new();
+        }
+    }
+
     fn read(&mut self, event: &[u8], data: Option<&[u8]>) -> Verdict {
         let Some(data) = data else { return Verdict::Pass };
+        if self.read_like(data) {
+            return Verdict::Pass;
+        }
         let marks = &mut self.marks;
         if data == b"[DONE]" {
             marks.done = true;
@@ -345,18 +411,18 @@ impl Scanner {
                 return Verdict::Stop;
             }
             marks.kinds |= chunk.kinds;
-            if let Some((text, escaped)) = chunk.text.filter(|_| marks.kinds & kind::OVER == 0) {
-                if escaped {
-                    marks.text.extend_from_slice(unescape(&data[text]).as_bytes());
-                } else {
-                    marks.text.extend_from_slice(&data[text]);
-                }
-                if marks.text.len() > self.most_text {
-                    marks.kinds |= kind::OVER;
-                    marks.text = Vec::new();
-                }
+            if let Some((text, escaped)) = chunk.text.clone() {
+                self.gather(&data[text], escaped);
             }
         }
+        let marks = &mut self.marks;
+        // Text and nothing else, so that only the text can differ in the next one.
+        let plain = chunk.choices == 1
+            && chunk.with_content == 1
+            && chunk.kinds == 0
+            && chunk.finish.is_none()
+            && chunk.usage.is_none()
+            && chunk.error.is_none();
         marks.chunks += chunk.with_content;
         marks.content_bytes += chunk.content as u64;
         if let Some((text, escaped)) = chunk.finish {
@@ -375,6 +441,9 @@ impl Scanner {
             if self.strip_usage && chunk.choices == 0 {
                 return Verdict::Drop;
             }
+        }
+        if let Some((text, _)) = chunk.text.filter(|_| plain) {
+            self.like.set(&data[..text.start], &data[text.end..]);
         }
         if let Some(error) = chunk.error.map(|span| &data[span]).filter(|raw| is_set(raw)) {
             marks.error = Some(error.to_vec());
