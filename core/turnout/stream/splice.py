@@ -51,7 +51,7 @@ class Splice:
 
     @property
     def said(self) -> str:
-        """All text the client has."""
+        """All text the client has; of the first attempt the reader knows it."""
         return "".join(self._said)
 
     @property
@@ -95,7 +95,6 @@ class Splice:
     # ---- the first attempt: its events pass as they came, but for tool calls
 
     def _own(self, event: bytes, chunk: Chunk, choice: Chunk, now_ns: int) -> bytes:
-        self._said.append(wire.text_of(choice))
         calls = self.calls
         if calls is None:
             return event
