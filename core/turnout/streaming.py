@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from .asking import Asking
-from .errors import Fault
+from .errors import UPSTREAM, Fault
 from .exchange import Attempt, Cut, Exchange, Target, Usage, names_apart
 from .native import CALLS, OVER, REASONING
 from .stream.calls import Calls, Sent
@@ -63,6 +63,8 @@ class _Voice:
         self.note: Callable[[], bytes] | None = None  # what goes in front of the first piece of an attempt
         self.spoke = False
         self._task = asyncio.get_running_loop().create_task(self._beat())
+        # A client that cannot be written to is noticed by whoever reads from it, not here.
+        self._task.add_done_callback(lambda task: task.cancelled() or task.exception())
 
     async def say(self, data: bytes) -> None:
         async with self._lock:
@@ -120,6 +122,7 @@ class Passage:
         self._splice: Splice | None = None
         self._sent: list[Sent] = []  # tool calls the client has
         self._broken: list[Target] = []
+        self._full = False  # the client's limit of tokens is not lowered
 
     async def carry(self) -> Fault | None:
         """Move all of it. Returns None after a sound end, else the Fault after which the answer is incomplete."""
@@ -181,6 +184,8 @@ class Passage:
         x, cut, now = self._x, self._cut, self._now()
         attempt = x.attempts[-1]
         attempt.reason = fault.reason
+        if fault.source != UPSTREAM:
+            cut.spoiled = fault.kind  # our own limit or shutdown; or a refusal, which is not routed around
         if not cut.spoiled:
             self.target.health.failed(fault, now, midway=True)
         self._take_stock()
@@ -287,11 +292,14 @@ class Passage:
             if cut.on(NO_SEAM) != ASK_AGAIN:
                 raise Fault("no_seam", splice.bad or "the upstream did not go on")
             literal = True
+            # It began again and had not enough left to get as far as before.
+            self._full = self._full or splice.starved
             attempt = self._once_more(attempt, "no_seam")
 
     def _drop(self, relay: Relay, target: Target, attempt: Attempt) -> None:
         relay.close()
         self._asking.book_stream(self._x, attempt, target, relay.reader)
+        self._x.finish = ""  # nothing of it was used
 
     def _once_more(self, before: Attempt, reason: str) -> Attempt:
         """Another attempt at the same target: one row each."""
@@ -317,7 +325,8 @@ class Passage:
             told = policy.instruction_literal if literal else policy.instruction.replace("{words}", words.strip())
             size = len(said.encode())
             delivered = min(size // 4, x.chunks)
-            body = resume_body(x.body, head, mode, told, max(0, delivered - (len(words.encode()) + 3) // 4))
+            spent = 0 if self._full else max(0, delivered - (len(words.encode()) + 3) // 4)
+            body = resume_body(x.body, head, mode, told, spent)
             seam = Seam(said, words, literal)
             added = (len(head.encode()) + (len(told) if mode == INSTRUCTION else 0)) // 4
         before = self._before()
@@ -349,7 +358,9 @@ async def assemble(asking: Asking, x: Exchange) -> tuple[bytes, Relay, Target]:
         index = next(i for i, t in enumerate(course.targets) if t is target)
         gathered = Assembly()
         passage = Passage(asking, x, gathered, relay, target, shown=False)
+        began, before = asking.now(), x.upstream_ns
         fault = await passage.carry()
+        x.upstream_ns = before + asking.now() - began  # all of it is waiting, what is waited in between is in it
         if fault is None:
             body = gathered.answer(x.surface.name == "chat")
             if body is not None:

@@ -54,7 +54,7 @@ REASONS = {
 class Seen:
     """One request as the server had it. Times are `time.monotonic()`; 0 = it did not happen."""
 
-    __slots__ = ("body", "cancelled", "fault", "head", "lost_at", "peer_port", "started_at", "tokens", "written")
+    __slots__ = ("body", "cancelled", "fault", "finish", "head", "lost_at", "peer_port", "started_at", "tokens", "written")
 
     def __init__(self, fault: str, head: bytes, peer_port: int = 0) -> None:
         self.fault = fault
@@ -65,7 +65,8 @@ class Seen:
         self.lost_at = 0.0  # the connection was gone
         self.cancelled = False  # ... before the server was done with this request
         self.written = 0  # bytes of the answer handed to the socket
-        self.tokens = TOKENS  # what a good answer says
+        self.tokens = TOKENS  # what a good answer says, and how it finishes
+        self.finish = "stop"
 
     @property
     def asked(self) -> dict[str, Any]:
@@ -301,7 +302,7 @@ def events(seen: Seen) -> list[bytes]:
     """All events of a good stream: role, tokens, finish, usage where it was asked for, [DONE]."""
     out = [event(seen, {"role": "assistant", "content": ""})]
     out += [event(seen, {"content": token}) for token in seen.tokens]
-    out.append(event(seen, {}, "stop"))
+    out.append(event(seen, {}, seen.finish))
     if (seen.asked.get("stream_options") or {}).get("include_usage"):
         usage = {
             "prompt_tokens": PROMPT_TOKENS,
@@ -559,12 +560,12 @@ async def stall(c: Connection, seen: Seen, after: int = 0) -> None:
     await c.hold()
 
 
-async def error_event(c: Connection, seen: Seen, after: int = 0) -> None:
+async def error_event(c: Connection, seen: Seen, after: int = 0, code: int = 500) -> None:
     if not seen.stream:
         await error_200(c, seen)
         return
     await _begin(c, seen, int(after))
-    await c.send(chunked(sse({"error": {"message": "the engine died", "type": "server_error", "code": 500}})) + END)
+    await c.send(chunked(sse({"error": {"message": "the engine died", "type": "server_error", "code": int(code)}})) + END)
 
 
 async def bad_chunk(c: Connection, seen: Seen, after: int = 0) -> None:
@@ -637,7 +638,7 @@ def shown(seen: Seen) -> tuple[str, str | None]:
     return "", None
 
 
-async def go_on(c: Connection, seen: Seen, how: str = "words", prefill: str = "yes") -> None:
+async def go_on(c: Connection, seen: Seen, how: str = "words", prefill: str = "yes", limit: int = 0) -> None:
     """Goes on with an answer as `support.goes_on` says; `prefill=no`: 400 to one that ends the conversation."""
     text = "".join(seen.tokens)
     head, words = shown(seen)
@@ -654,6 +655,8 @@ async def go_on(c: Connection, seen: Seen, how: str = "words", prefill: str = "y
             at = text.find(words, max(0, len(head) - len(words) - 2))
             have = text[: at + len(words)] if at >= 0 else have
         seen.tokens = tokens(continuation(how, text, have, words or ""))
+    if limit and len(seen.tokens) > seen.asked.get("max_tokens", 1 << 30):
+        seen.tokens, seen.finish = seen.tokens[: seen.asked["max_tokens"]], "length"
     await c.send(response(seen))
 
 
@@ -764,7 +767,7 @@ FAULTS: dict[str, FaultKind] = {
     "cut-close": K(cut_close, says="FIN after `after` tokens"),
     "cut-end": K(cut_end, says="a clean chunked end after `after` tokens, no finish_reason"),
     "stall": K(stall, says="nothing more after `after` tokens"),
-    "error-event": K(error_event, says="an error event after `after` tokens"),
+    "error-event": K(error_event, says="an error event (code) after `after` tokens"),
     "bad-chunk": K(bad_chunk, says="half a JSON chunk after `after` tokens"),
     "no-done": K(no_done, good=True, says="finish_reason, but no [DONE]"),
     "go-on": K(go_on, good=True, says="goes on with what it is shown; how=words|straight|whole|..., prefill=no refuses"),

@@ -170,6 +170,16 @@ def test_nothing_is_left_out_when_the_cut_is_right_before_the_finish(gateway: Ga
     assert answer.content.count(b'"stop"') == 1
 
 
+def test_a_target_that_starts_over_is_given_the_tokens_to_get_there(gateway: Gateway, p: FaultServer, f: FaultServer) -> None:
+    """The client's limit is lowered by what was delivered; one that begins again would stop before it said anything new."""
+    p.script.append("cut-reset:after=60")
+    f.script.extend(["go-on:how=whole,limit=1"] * 2)
+    answer = stream(gateway, "main", max_tokens=100)
+    assert said(answer.content) == SIXTY
+    assert f.seen[-2].asked["max_tokens"] < 60
+    assert f.seen[-1].asked["max_tokens"] == 100
+
+
 def test_completions_go_on_behind_their_prompt(gateway: Gateway, p: FaultServer, f: FaultServer) -> None:
     """Byte for byte: the prompt is simply longer."""
     first = b'data: {"id":"c","choices":[{"index":0,"text":"one two three four five"}]}\n\n'
@@ -245,6 +255,17 @@ def test_what_cannot_be_joined_ends_in_an_error(gateway: Gateway, p: FaultServer
     line = gateway.logged(w.header("x-request-id"))
     assert line["error"] == "reset"
     assert line["cut_overs"][0].startswith("p after=")
+    heal(gateway)
+
+
+def test_a_refusal_inside_a_stream_is_not_routed_around(gateway: Gateway, p: FaultServer, f: FaultServer) -> None:
+    p.script.append("error-event:after=20,code=400")
+    before = f.requests
+    w = Wire(gateway, body("main", True))
+    out = w.read_to_end()
+    w.close()
+    assert b"upstream_stream_interrupted" in out and b"[DONE]" not in out
+    assert f.requests == before
     heal(gateway)
 
 

@@ -76,15 +76,15 @@ def p() -> Iterator[FaultServer]:
 
 
 @pytest.fixture(scope="module")
-def once() -> Iterator[FaultServer]:
-    """Fails the first request of each path with 500."""
+def once(engine: str) -> Iterator[FaultServer]:
+    """Fails the first request of each path with 500; a new one for each engine."""
     lock = threading.Lock()
     seen: set[bytes] = set()
 
     def first(head: bytes) -> str:
         path = head.split(b"/", 2)[1]
         with lock:
-            fresh = path not in seen and b"/warm" not in path
+            fresh = path not in seen
             seen.add(path)
         return "500" if fresh else "ok"
 

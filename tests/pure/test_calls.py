@@ -10,7 +10,8 @@ import pytest
 from turnout.stream.calls import MOST_BYTES, MOST_NS, Calls, Sent
 
 WEATHER = ("get_weather", '{"city": "Zürich {}", "days": [3, {"a": "}"}]}')
-TIME = ("get_time", "{}")
+TIME = ("get_time", '{"zone": "UTC"}')
+NONE = ("ping", "{}")
 
 
 def deltas(calls: list[tuple[str, str]], size: int) -> list[dict[str, Any]]:
@@ -40,6 +41,18 @@ def test_a_call_goes_on_as_soon_as_its_arguments_are_whole_and_never_before(size
     assert calls.since_ns == 0
     assert calls.finish() == []
     assert calls.sent == [Sent(*WEATHER), Sent(*TIME)]
+
+
+def test_an_empty_object_waits_for_what_may_follow_it() -> None:
+    calls = Calls([])
+    parts = deltas([NONE, TIME, NONE], 9)
+    out = [gathered(calls.feed([part], 1)) for part in parts]
+    assert [len(some) for some in out] == [0, 0, 1, 0, 1, 0, 0]
+    assert gathered(calls.finish()) == [(2, "id2", *NONE)]
+
+    calls = Calls([])
+    calls.feed([*deltas([NONE], 9), {"index": 0, "function": {"arguments": '{"a": 1}'}}], 1)
+    assert gathered(calls.finish()) == [(0, "id0", "ping", '{}{"a": 1}')]  # as the provider said it: the SDK will refuse it
 
 
 def test_cut_anywhere_what_went_on_is_whole() -> None:

@@ -186,6 +186,34 @@ CROSS: list[tuple[str, str, str]] = [
 ]
 
 
+STREAMS = [
+    ("stream: {instruction: go on}", "stream.instruction: must say {words} where the first words belong"),
+    ("stream: {on_failure: retry}", "stream.on_failure: expected one of continue, restart, terminate"),
+    ("stream: {tool_calls: maybe}", "stream.tool_calls: expected one of hold, pass"),
+    ("stream: {max_cutovers: 11}", "stream.max_cutovers: expected"),
+    ("stream: {restart_window: {tokens: 0}}", "stream.restart_window.tokens: expected"),
+    ("stream: {restart: true}", "stream.restart: unknown field"),
+    ("plain: stream", "plain: expected one of pass, assemble"),
+    ("targets: [{provider: a, model: m, prefill: yes}]", "targets[0].prefill: expected one of auto, assistant-prefix, continue_final_message, none"),
+]
+
+
+@pytest.mark.parametrize("line, says", STREAMS)
+def test_what_a_route_says_of_streams_is_checked(line: str, says: str) -> None:
+    targets = "" if line.startswith("targets") else "\n    targets: [{provider: a, model: m}]"
+    text = f"""providers:
+  a: {{kind: openai, base_url: "http://127.0.0.1:1/v1"}}
+auth: {{keys: [{{name: k, key: "env:K"}}]}}
+routes:
+  - name: r
+    match: {{model: m}}
+    {line}{targets}
+"""
+    lines = refused(text)
+    assert len(lines) == 1, lines
+    assert lines[0].startswith(f"turnout.yaml:7: routes[0].{says}"), lines
+
+
 @pytest.mark.parametrize(("old", "new", "says"), CROSS, ids=[f"{case[2][:60]}-{i}" for i, case in enumerate(CROSS)])
 def test_a_contradiction_is_refused_by_path_and_line(old: str, new: str, says: str) -> None:
     lines = refused(with_(old, new))

@@ -97,6 +97,16 @@ def test_a_long_run_without_blanks_is_parted_all_the_same() -> None:
     assert head and columns(words) == 60
 
 
+def test_a_very_long_answer_costs_no_more_than_its_last_pages() -> None:
+    said = " ".join(f"w{i}" for i in range(80_000))
+    seam = Seam(said, part(said)[1], False)
+    assert len(seam._begins) < 16_384
+    assert join(seam, "w79998 w79999 and on", 3) == " and on"
+    # one that starts over is followed all the same
+    seam = Seam(said, part(said)[1], False)
+    assert join(seam, said + " and on", 5000) == " and on"
+
+
 def test_nothing_comes_out_before_the_seam_and_everything_after_it() -> None:
     said = "The switch moves the train while"
     seam = Seam(said, " train while", False)

@@ -2,7 +2,8 @@
 
 A call's arguments come in fragments. Half a call is worse than none: an agent would act on it, or fail to parse it. So
 the fragments are kept, and one delta with the whole call goes on as soon as its arguments are a complete JSON object
-(which nothing but blanks can follow), or the answer finishes. Until then a break is repaired by asking for the turn
+(which nothing but blanks can follow), or the answer finishes. (An empty object waits for the next call or the finish: some
+servers begin every call with one and send the arguments after it.) Until then a break is repaired by asking for the turn
 again, and nobody sees it. Calls go on in the order of their indexes, with the ids they came with.
 
 After such a repetition the calls that were handed on before come once more: they are compared and swallowed. If one of
@@ -71,7 +72,9 @@ class Calls:
             function = delta.get("function")
             fragment = function.get("arguments") if isinstance(function, dict) else None
             fragment = fragment if isinstance(fragment, str) else ""
+            began = False
             if call is None:
+                began = bool(self._calls)  # the ones before it may be whole now
                 call = self._calls[index] = _Call({**delta, "index": index})
             elif call.sent:
                 if fragment.strip():
@@ -83,7 +86,7 @@ class Calls:
             call.arguments.append(fragment)
             call.size += len(fragment)
             self._size += len(fragment)
-            if fragment.rstrip().endswith("}"):
+            if fragment.rstrip().endswith("}") or began:
                 out += self._send_whole(False)
         if self.due(now_ns):
             out += self.release()
@@ -125,7 +128,7 @@ class Calls:
             if call.sent:
                 continue
             arguments = "".join(call.arguments)
-            if not finished and not _is_object(arguments):
+            if not finished and not (_is_object(arguments) and (arguments.strip() != "{}" or index < self._last)):
                 break
             call.sent = True
             self._size -= call.size

@@ -28,6 +28,7 @@ COLUMNS = 12  # DESIGN, section 6
 MOST_COLUMNS = 60  # no blank for so long: Chinese, a URL, base64; then any character may begin a word
 STRONG = 8  # columns, blanks not counted: a match this long is no accident
 LITERAL_COLUMNS = 40  # how much of a literal answer is looked at before it is believed
+MOST_BACK = 16 * 1024  # characters: nobody begins again with a sentence further back, but with the whole
 REPEAT = 24  # characters, blanks not counted: an answer whose first so many were said before repeats itself
 FENCE = "```"
 MOST_FENCE = 40  # characters of the line that opens a code block
@@ -154,10 +155,13 @@ class Seam:
         self._words = len(words) - sum(map(str.isspace, words))
         self._code = inside_code(said)
         self._blankless = "".join(said.split())
-        self._begins: list[int] = []
-        k = 0
-        for i, c in enumerate(said):
-            if not c.isspace():
+        # Places, counted without blanks, at which an answer may begin: the very first one, and the words of the last
+        # pages. (All words of half a megabyte would hold the loop up for a third of a second.)
+        start = max(0, len(said) - MOST_BACK)
+        k = len("".join(said[:start].split()))
+        self._begins = [0]
+        for i in range(start, len(said)):
+            if not said[i].isspace():
                 if _begins_word(said, i) or i == len(said) - len(words):
                     self._begins.append(k)
                 k += 1

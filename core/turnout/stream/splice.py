@@ -42,6 +42,7 @@ class Splice:
         self._drop_reasoning = drop_reasoning
         self._must_parse = must_parse
         self._last: Chunk = {}
+        self.starved = False  # it ended for its length while it said again what the client has
         self.bad = ""  # why this attempt cannot be joined to what the client has
 
     @property
@@ -50,7 +51,7 @@ class Splice:
 
     @property
     def said(self) -> str:
-        """All text the client has."""
+        """All text the client has; of the first attempt the reader knows it."""
         return "".join(self._said)
 
     @property
@@ -94,7 +95,6 @@ class Splice:
     # ---- the first attempt: its events pass as they came, but for tool calls
 
     def _own(self, event: bytes, chunk: Chunk, choice: Chunk, now_ns: int) -> bytes:
-        self._said.append(wire.text_of(choice))
         calls = self.calls
         if calls is None:
             return event
@@ -108,6 +108,8 @@ class Splice:
         out = self._calls_event(calls.feed(deltas, now_ns))
         if choice.get("finish_reason"):
             out += self._calls_event(calls.finish())
+        if calls.differs:
+            self.bad = "the upstream added to a tool call that was whole"
         return out if wire.says_nothing(choice) else out + wire.write(chunk)
 
     # ---- a later one
@@ -124,7 +126,7 @@ class Splice:
         choice["index"] = 0
         deltas = wire.take_calls(choice)
         finish = choice.get("finish_reason")
-        text = self._text(wire.text_of(choice), bool(deltas), bool(finish))
+        text = self._text(wire.text_of(choice), bool(deltas), bool(finish), finish == "length")
         if self.bad or not self.joined:
             return b""
         wire.set_text(choice, text)
@@ -147,7 +149,7 @@ class Splice:
         out += self._calls_event(calls)
         return out if wire.says_nothing(choice) and "usage" not in chunk else out + wire.write(chunk)
 
-    def _text(self, text: str, calls: bool, finish: bool) -> str:
+    def _text(self, text: str, calls: bool, finish: bool, limited: bool) -> str:
         """What is new of this text."""
         seam = self._seam
         if seam is not None:
@@ -158,6 +160,7 @@ class Splice:
             elif finish or (calls and not was):
                 text += seam.close()
             if seam.lost:
+                self.starved = limited and seam.swallowing
                 self.bad = "the next answer does not go on where the last one broke"
                 return ""
         if text:
