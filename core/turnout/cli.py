@@ -15,7 +15,8 @@ from . import __version__, native
 from .config.load import ConfigError, Loaded, dev_config, load_data, load_file
 from .config.problem import Problem
 
-ENGINES = ("granian", "native")
+ENGINES = ("native", "granian")
+DEFAULT_ENGINE = "native" if native.Engine is not None else "granian"
 EXIT_USAGE = 2
 
 
@@ -39,7 +40,12 @@ def _parser() -> argparse.ArgumentParser:
 
     serve = commands.add_parser("serve", help="run the gateway")
     serve.add_argument("--config", metavar="FILE", help="YAML, TOML or JSON, by its ending")
-    serve.add_argument("--engine", choices=ENGINES, default=ENGINES[0], help="the HTTP server (default: %(default)s)")
+    serve.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default=DEFAULT_ENGINE,
+        help="the server and upstream client (default: native where it is built, else granian)",
+    )
     serve.add_argument(
         "--workers", type=int, metavar="N", help="worker processes (default: listen.workers of the config, 1)"
     )
@@ -58,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--once", action="store_true", help="end after the tour; the exit code says whether all went well"
     )
-    demo.add_argument("--engine", choices=ENGINES, default=ENGINES[0])
+    demo.add_argument("--engine", choices=ENGINES, default=DEFAULT_ENGINE)
     demo.set_defaults(run=_demo)
 
     check = commands.add_parser("check", help="check a config file without serving it")
