@@ -16,7 +16,7 @@ use super::call::{self, Call};
 use super::client::PyCall;
 use super::reactor::reactor_of;
 use super::tls::client_config;
-use super::upstream::Whole;
+use super::whole::Whole;
 
 /// The head of requests to one endpoint of an origin, put together once.
 #[pyclass(frozen)]
@@ -73,6 +73,8 @@ impl Trust {
 pub struct Pool {
     pub engine: u64,
     pub id: usize,
+    /// The engine's side ends when this is gone and its last connection.
+    pub held: Arc<()>,
 }
 
 #[pymethods]
@@ -98,8 +100,7 @@ impl Pool {
     ) -> PyResult<Option<PyCall>> {
         let core = reactor_of(self.engine)?;
         let pool = core.pool(self.id)?;
-        let idle = if reuse { pool.checkout() } else { None };
-        if idle.is_none() && addresses.is_none() {
+        if addresses.is_none() && !(reuse && pool.has_idle()) {
             return Ok(None);
         }
         let mut request = Request::new(Whole::new(body_of(pieces, length)?));
@@ -116,6 +117,11 @@ impl Pool {
             headers.append(name, value);
         }
         *request.headers_mut() = headers;
+        // Nothing fails from here on: what is taken out of the pool is used.
+        let idle = if reuse { pool.checkout() } else { None };
+        if idle.is_none() && addresses.is_none() {
+            return Ok(None);
+        }
         let silent = if whole { call::SILENT_PLAIN } else { call::SILENT_TTFT };
         let make = |waker| {
             let call = Call::new(waker, whole, most);

@@ -68,8 +68,9 @@ pub struct State {
     pub gone: bool,
     /// The answer is with hyper as a whole, or the connection is over.
     pub over: bool,
-    /// A relay that waits for room, or for the end.
+    /// The relay that writes the answer: woken at the end, and when there is room again, if it waits for that.
     pub feeder: Option<Waker>,
+    pub hungry: bool,
     /// A relay is writing the answer: `send` may not.
     pub relaying: bool,
     /// Somebody waits in `receive`; the futures, where it is Python.
@@ -123,6 +124,7 @@ impl Req {
                 gone: false,
                 over: false,
                 feeder: None,
+                hungry: false,
                 relaying: false,
                 watched: false,
                 receivers: Vec::new(),
@@ -216,8 +218,9 @@ impl State {
 
     /// There is room, or an end: the relay that waits for it goes on.
     pub fn feed(&mut self) {
-        if let Some(feeder) = self.feeder.take() {
-            feeder.wake();
+        self.hungry = false;
+        if let Some(feeder) = &self.feeder {
+            feeder.wake_by_ref();
         }
     }
 
