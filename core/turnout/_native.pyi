@@ -31,7 +31,12 @@ class Engine:
     ) -> None: ...
     def keep(self, names: list[bytes]) -> None: ...
     def pool(
-        self, most_idle: int, tls: Trust | None = None, name: str | None = None, tunnel: bytes | None = None
+        self,
+        most_idle: int,
+        most_answer: int,
+        tls: Trust | None = None,
+        name: str | None = None,
+        tunnel: bytes | None = None,
     ) -> Pool: ...
     def watch(self) -> None: ...
     def close_upstream(self) -> None: ...
@@ -62,17 +67,9 @@ class Pool:
     def open(
         self,
         head: Head,
-        forward: list[tuple[bytes, bytes]],
-        pieces: list[bytes | memoryview],
-        length: int,
+        request: Any,
         reuse: bool,
         addresses: list[tuple[str, int]] | None,
-        whole: bool,
-        most: int,
-        connect_ns: int,
-        first_ns: int,
-        deadline_ns: int,
-        idle_ns: int,
     ) -> Call | None: ...
     def retire(self) -> None: ...
     @property

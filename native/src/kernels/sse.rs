@@ -348,7 +348,9 @@ impl Scanner {
         }
         // `before` ends with the quote that opens the text, `after` begins with the one that closes it.
         let (from, to) = (before.len(), data.len() - after.len());
-        let Ok((end, escaped)) = string(data, from) else { return false };
+        let Ok((end, escaped)) = string(data, from) else {
+            return false;
+        };
         let text = &data[from..to];
         if end != to + 1 || simdutf8::basic::from_utf8(text).is_err() {
             return false;
