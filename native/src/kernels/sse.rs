@@ -5,6 +5,7 @@
 //! `feed` is a range of what was fed, unless an event began in an earlier piece or something between two events is left
 //! out. Nothing is allocated for an event that arrives whole.
 
+mod like;
 mod python;
 #[cfg(test)]
 mod tests;
@@ -12,10 +13,11 @@ mod tests;
 use std::mem;
 use std::ops::Range;
 
+use like::Like;
 pub use python::StreamScanner;
 
 use super::chunk::{is_set, kind, sensible, Chunk};
-use super::json::{line_stop, string, unescape};
+use super::json::{line_stop, unescape};
 use super::lines::{after_line, data_in, data_of, space};
 
 /// An event over this is no chat chunk: the stream is treated as broken.
@@ -116,25 +118,6 @@ pub struct Scanner {
     /// Where in `tail` the search for the event's end goes on.
     searched: usize,
     like: Like,
-}
-
-/// What stands around the text in the chunks of this stream: providers repeat it to the byte, and it is most of a chunk.
-/// One that has both around a valid JSON string is as valid as the one they were taken from, and says the same.
-#[derive(Debug, Default)]
-struct Like {
-    before: Vec<u8>,
-    after: Vec<u8>,
-}
-
-impl Like {
-    fn set(&mut self, before: &[u8], after: &[u8]) {
-        if self.before != before || self.after != after {
-            self.before.clear();
-            self.before.extend_from_slice(before);
-            self.after.clear();
-            self.after.extend_from_slice(after);
-        }
-    }
 }
 
 /// What one walk over a buffer found.
@@ -336,33 +319,6 @@ impl Scanner {
         }
     }
 
-    /// A chunk that differs from an earlier one in nothing but its text: what holds for that one holds for this.
-    fn read_like(&mut self, data: &[u8]) -> bool {
-        let (before, after) = (self.like.before.as_slice(), self.like.after.as_slice());
-        if before.is_empty()
-            || data.len() <= before.len() + after.len()
-            || !data.starts_with(before)
-            || !data.ends_with(after)
-        {
-            return false;
-        }
-        // `before` ends with the quote that opens the text, `after` begins with the one that closes it.
-        let (from, to) = (before.len(), data.len() - after.len());
-        let Ok((end, escaped)) = string(data, from) else {
-            return false;
-        };
-        let text = &data[from..to];
-        if end != to + 1 || simdutf8::basic::from_utf8(text).is_err() {
-            return false;
-        }
-        self.marks.chunks += 1;
-        self.marks.content_bytes += text.len() as u64 + 2;
-        if self.most_text > 0 {
-            self.gather(text, escaped);
-        }
-        true
-    }
-
     /// Keep what the first choice has said.
     fn gather(&mut self, text: &[u8], escaped: bool) {
         let marks = &mut self.marks;
@@ -382,7 +338,12 @@ impl Scanner {
 
     fn read(&mut self, event: &[u8], data: Option<&[u8]>) -> Verdict {
         let Some(data) = data else { return Verdict::Pass };
-        if self.read_like(data) {
+        if let Some((text, escaped)) = self.like.read(data) {
+            self.marks.chunks += 1;
+            self.marks.content_bytes += text.len() as u64 + 2; // as it stands there, in quotes
+            if self.most_text > 0 {
+                self.gather(text, escaped);
+            }
             return Verdict::Pass;
         }
         let marks = &mut self.marks;
