@@ -17,7 +17,8 @@ use like::Like;
 pub use marks::{Broken, Marks, Passed};
 pub use python::StreamScanner;
 
-use super::chunk::{is_set, kind, sensible, Chunk};
+use super::answer::tokens;
+use super::chunk::{is_set, kind, Chunk};
 use super::json::{line_stop, unescape};
 use super::lines::{after_line, data_in, data_of, space};
 
@@ -329,7 +330,7 @@ impl Scanner {
             }
         }
         if let Some(usage) = chunk.usage.map(|span| &data[span]).filter(|raw| is_set(raw)) {
-            if sensible(usage).unwrap_or(false) {
+            if tokens(usage).is_some() {
                 let kept = marks.usage.get_or_insert_with(Vec::new);
                 kept.clear();
                 kept.extend_from_slice(usage);
