@@ -43,6 +43,7 @@ class Scenario:
     gap_ms: int = 20
     seconds: float = 3.0
     warmup: float = 0.5
+    beside: bool = False  # one stream at full speed runs beside it
 
     def short(self) -> Scenario:
         """The same load in the shortest window that still gives steady ratios."""
@@ -70,6 +71,7 @@ SCENARIOS: dict[str, Scenario] = {
         Scenario("streams-100", "streams", unit="chunk", conns=100, warmup=1.2),
         Scenario("streams-1000", "streams", unit="chunk", conns=1000, warmup=1.3),
         Scenario("open-200", "open", rate=200.0, conns=64),
+        Scenario("beside-200", "open", rate=200.0, conns=64, beside=True),
     )
 }
 
@@ -169,6 +171,11 @@ class Bench:
             argv += ["--header", header]
         marks: dict[str, Cpu] = {}
         last = ""
+        flood = None
+        if scenario.beside:
+            seconds = str(scenario.warmup + scenario.seconds + 1.0)
+            more = ["--mode", "closed", "--conns", "1", "--stream", "--chunks", "99999", "--gap", "0", "--warmup", "0", "--seconds", seconds]
+            flood = spawn([*argv[:7], *more], cores()[1], out=subprocess.DEVNULL, err=subprocess.DEVNULL)
         process = spawn(argv, cores()[1], out=subprocess.PIPE, err=subprocess.DEVNULL)
         try:
             assert process.stdout is not None
@@ -179,9 +186,10 @@ class Bench:
                     marks[last] = server.cpu()
             code = process.wait(30)
         finally:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
+            for one in (process, flood):
+                if one is not None and one.poll() is None:
+                    one.kill()
+                    one.wait()
         if server.process.poll() is not None:
             raise LoadError(f"{server.name} ended with {server.process.returncode} under load:\n{server.log_tail()}")
         server.wait_idle()

@@ -31,12 +31,19 @@ class Engine:
     ) -> None: ...
     def keep(self, names: list[bytes]) -> None: ...
     def pool(
-        self, most_idle: int, tls: Trust | None = None, name: str | None = None, tunnel: bytes | None = None
+        self,
+        most_idle: int,
+        most_answer: int,
+        tls: Trust | None = None,
+        name: str | None = None,
+        tunnel: bytes | None = None,
     ) -> Pool: ...
     def watch(self) -> None: ...
     def close_upstream(self) -> None: ...
     @property
     def calls(self) -> int: ...
+    @property
+    def pools(self) -> int: ...
     @staticmethod
     def check_tls(cert: bytes, key: bytes) -> None: ...
     def set_tls(self, cert: bytes, key: bytes) -> None: ...
@@ -62,17 +69,9 @@ class Pool:
     def open(
         self,
         head: Head,
-        forward: list[tuple[bytes, bytes]],
-        pieces: list[bytes | memoryview],
-        length: int,
+        request: Any,
         reuse: bool,
         addresses: list[tuple[str, int]] | None,
-        whole: bool,
-        most: int,
-        connect_ns: int,
-        first_ns: int,
-        deadline_ns: int,
-        idle_ns: int,
     ) -> Call | None: ...
     def retire(self) -> None: ...
     @property

@@ -116,7 +116,6 @@ class Passage:
         self._first = relay
         self._policy = route.stream
         self._cut = Cutover(route.stream.on_failure, route.stream.max_cutovers, shown)
-        self._cut.whole = lambda: self._asked().whole
         self._wish: Asked | None = None
         self._voice: _Voice | None = None
         self._splice: Splice | None = None
@@ -215,6 +214,8 @@ class Passage:
     def _take_stock(self) -> None:
         """What the client has, for the machine's guards."""
         cut, reader, splice = self._cut, self.relay.reader, self._splice
+        if self._policy.on_failure == "continue":
+            cut.whole = self._asked().whole
         kinds = reader.kinds
         if self.relay is not self._first:
             kinds &= OVER | REASONING  # others would have made the splice bad

@@ -1,6 +1,7 @@
 """Whole streams through the seam, without sockets: any text, any cut, any way of going on, any chunking of the bytes."""
 
 import asyncio
+import gc
 import itertools
 import json
 import random
@@ -102,3 +103,26 @@ def test_every_cut_gives_one_stream(name: str, end: bytes, full: bool) -> None:
     asyncio.run(all_cuts())
     assert set(tries) <= {2, 3}
     assert tries[2] > 3 * tries[3]
+
+
+def test_a_stream_leaves_no_cycle() -> None:
+    """What a stream held goes with it: at thousands of streams nothing may wait for the collector."""
+
+    def answer(body: bytes) -> Call:
+        return Call([b"".join(events(["one ", "two"], 1, b"\n"))], False)
+
+    async def run() -> None:
+        go = passage(answer, answer)
+        await go()
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(5):
+                fault, out, _ = await go()
+                assert fault is None
+                assert out.endswith(b"[DONE]\n\n")
+            assert gc.collect() == 0
+        finally:
+            gc.enable()
+
+    asyncio.run(run())

@@ -247,9 +247,10 @@ def test_many_requests_with_faults_leave_nothing_behind(start: Callable[..., Gat
         f"descriptors {before[1]} -> {after[1]}, threads {before[2]} -> {after[2]}, {connections:.0f} upstream connections"
     )
     assert worker(gateway) == pid  # it has not died in between
-    # A stream that breaks after its first token ends abnormally (status 0 here) or with an error event; nothing else fails.
+    # What breaks after its first token is moved to the other target: nobody sees it, or a few that nobody can go on with.
     assert set(statuses) <= {0, 200}
-    assert 0 < statuses[0] < 0.05 * count
+    assert statuses[0] < 0.001 * count
+    assert gateway.metric("turnout_cutovers_total") > 0.001 * count
     assert after[0] - before[0] < 5_000_000  # 170 bytes a request; with --full 6
     assert after[1] <= before[1] + 40  # idle upstream connections come and go
     assert after[2] <= before[2]

@@ -15,6 +15,7 @@ import uvloop
 from turnout import native
 from turnout.config.model import Listen
 from turnout.errors import Fault
+from turnout.upstream.call import Request
 
 if native.Engine is None:
     pytest.skip("the extension is not built", allow_module_level=True)
@@ -91,7 +92,8 @@ def serve(work: Work, said: bytes = b"") -> tuple[Any, bytes]:
                 await asyncio.wait_for(serving, 10)
                 await asyncio.sleep(0.02)
                 gc.collect()
-                assert (engine.requests, engine.calls) == (0, 0)
+                if not isinstance(out[0], BaseException):  # its traceback may hold them
+                    assert (engine.requests, engine.calls) == (0, 0)
                 return got
 
     got = uvloop.run(main())
@@ -212,11 +214,11 @@ def test_what_ends_the_loop_ends_it(exc: type[BaseException]) -> None:
 
 
 def opened(engine: Any, port: int, pool: Any = None, *, stream: bool = True, forward: Any = None, addresses: Any = None) -> Any:
-    pool = pool or engine.pool(4)
+    pool = pool or engine.pool(4, 1 << 20)
     head = native.Head("/v1", [(b"host", b"a")])
     late = 1 << 62
-    where = addresses or [("127.0.0.1", port)]
-    return pool.open(head, forward or [], [], 0, True, where, not stream, 1 << 20, late, late, late, 0)
+    request = Request("/v1", stream, [], 0, forward or [], 0, late, late, 1 << 40, 0)
+    return pool.open(head, request, True, addresses or [("127.0.0.1", port)])
 
 
 def test_send_during_a_relay_is_refused_and_so_is_a_second_one() -> None:
@@ -242,7 +244,7 @@ def test_send_during_a_relay_is_refused_and_so_is_a_second_one() -> None:
 
 def test_cancelling_a_relay_closes_its_upstream_and_the_response_goes_on() -> None:
     async def work(engine: Any, receive: Any, send: Any, port: int) -> int:
-        pool = engine.pool(4)
+        pool = engine.pool(4, 1 << 20)
         call = opened(engine, port, pool)
         await call.wait_head()
         await send(START)
@@ -262,7 +264,7 @@ def test_cancelling_a_relay_closes_its_upstream_and_the_response_goes_on() -> No
 
 def test_a_client_that_leaves_ends_a_relay_that_nobody_watches() -> None:
     async def work(engine: Any, receive: Any, send: Any, port: int) -> Any:
-        pool = engine.pool(4)
+        pool = engine.pool(4, 1 << 20)
         call = opened(engine, port, pool)
         await call.wait_head()
         await send(START)
@@ -302,7 +304,7 @@ def test_a_client_that_leaves_ends_a_relay_that_nobody_watches() -> None:
 
 def test_a_request_that_cannot_be_made_takes_no_connection_with_it() -> None:
     async def work(engine: Any, receive: Any, send: Any, port: int) -> None:
-        pool = engine.pool(4)
+        pool = engine.pool(4, 1 << 20)
         call = opened(engine, port, pool, stream=False)
         assert await call.wait_whole() == b"hello"
         with pytest.raises(ValueError, match="header"):
@@ -319,12 +321,12 @@ def test_pools_of_old_configs_go_with_their_last_call() -> None:
     async def work(engine: Any, receive: Any, send: Any, port: int) -> None:
         before = engine.pools
         for _ in range(50):
-            pool = engine.pool(4)
+            pool = engine.pool(4, 1 << 20)
             call = opened(engine, port, pool, stream=False)
             await call.wait_whole()
             pool.retire()
             del pool, call
-        busy = engine.pool(4)
+        busy = engine.pool(4, 1 << 20)
         call = opened(engine, port, busy, stream=False)
         busy.retire()
         del busy
@@ -358,7 +360,7 @@ def test_the_next_address_is_tried_where_one_refuses() -> None:
 def test_tls_without_a_name_is_never_plain() -> None:
     async def work(engine: Any, receive: Any, send: Any, port: int) -> None:
         with pytest.raises(ValueError, match="TLS"):
-            engine.pool(4, None, "a.test")
+            engine.pool(4, 1 << 20, None, "a.test")
         await done(send)
 
     serve(work)

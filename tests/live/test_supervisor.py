@@ -520,3 +520,20 @@ def test_1100_idle_connections_do_not_block_a_new_client(start: Callable[..., Ga
     print(f"new client beside 1,100 idle ones: p50 {statistics.median(took) * 1e3:.1f} ms, worst {max(took) * 1e3:.1f} ms")
     assert statistics.median(took) < 0.05
     assert max(took) < 2
+
+
+def test_the_admin_listener_answers_whatever_is_sent_behind_the_head(start: Callable[..., Gateway]) -> None:
+    """A body that nobody reads must not turn the close into a reset that destroys the answer."""
+    gateway = start(made())
+    host, _, port = gateway.admin_url.removeprefix("http://").rpartition(":")
+    body = b"x" * 300_000
+    for _ in range(20):
+        with socket.create_connection((host, int(port)), 10) as sock:
+            sock.sendall(
+                b"POST /admin/nothing HTTP/1.1\r\nhost: a\r\nauthorization: Bearer %s\r\ncontent-length: %d\r\n\r\n" % (ADMIN_KEY.encode(), len(body)) + body
+            )
+            answer = b""
+            while piece := sock.recv(65536):
+                answer += piece
+        assert answer.startswith(b"HTTP/1.1 404")
+        assert b"unknown_url" in answer

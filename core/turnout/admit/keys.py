@@ -14,20 +14,21 @@ MOST_KEY_BYTES = 4096
 class Keyring:
     """The keys of one config.
 
-    The look-up is by the SHA-256 of what was presented: its time says nothing about the keys, because nobody can steer
-    a digest. The whole digest is then compared in constant time. The key itself is kept nowhere.
+    The look-up is by a digest of what was presented: its time says nothing about the keys, because nobody can steer a
+    digest. The whole digest is then compared in constant time. The key itself is kept nowhere. It is BLAKE2 because that
+    takes a third of the time SHA-256 takes by way of OpenSSL; the fingerprint that people see is of the SHA-256.
     """
 
     def __init__(self, keys: Iterable[KeySpec], open_door: bool = False) -> None:
         self._by_digest: dict[bytes, tuple[bytes, Principal]] = {}
         for spec in keys:
-            digest = hashlib.sha256(spec.key.reveal().encode()).digest()
+            key = spec.key.reveal().encode()
+            digest = hashlib.blake2b(key).digest()
+            fingerprint = hashlib.sha256(key).hexdigest()[:6]
             tenant = f"team:{spec.team}" if spec.team else f"key:{spec.name}"
             self._by_digest[digest] = (
                 digest,
-                Principal(
-                    spec.name, tenant, digest.hex()[:6], spec.team, tuple(spec.tags), tuple(spec.models), spec.direct
-                ),
+                Principal(spec.name, tenant, fingerprint, spec.team, tuple(spec.tags), tuple(spec.models), spec.direct),
             )
         # `--dev` without keys, on loopback only: everyone is the developer.
         self._anyone = Principal("dev", "key:dev", "000000", direct=True) if open_door and not self._by_digest else None
@@ -38,7 +39,7 @@ class Keyring:
             return self._anyone
         if presented is None:
             raise Fault("no_key", "you did not provide an API key: send it as 'Authorization: Bearer <key>'")
-        digest = hashlib.sha256(presented[:MOST_KEY_BYTES]).digest()
+        digest = hashlib.blake2b(presented[:MOST_KEY_BYTES]).digest()
         found = self._by_digest.get(digest)
         if found is None or not hmac.compare_digest(found[0], digest) or len(presented) > MOST_KEY_BYTES:
             raise Fault("bad_key", "incorrect API key provided")

@@ -56,6 +56,10 @@ class Admin:
             )
             async with asyncio.timeout(HEAD_S):
                 await writer.drain()
+                # Closing with something unread, the body of a POST say, would be a reset that destroys the answer.
+                writer.write_eof()
+                while await reader.read(MOST_HEAD):
+                    pass
         except (TimeoutError, ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             pass
         finally:

@@ -171,6 +171,11 @@ class AsgiCaller:
 
     # -- the tick
 
+    @property
+    def at_rest(self) -> bool:
+        """Whether the tick has nothing to do for it any more."""
+        return self._watch is not None and self._held is None
+
     def tick(self, now_ns: int, body_ns: int) -> None:
         if not self._body_done:
             if now_ns - self.started_ns > body_ns and self.task is not None and not self.slow:
@@ -240,6 +245,8 @@ class Callers:
                 caller.tick(now_ns, self.body_ns)  # it is watched from now on
         self._ticks += 1
         if self._old and self._ticks % OLD_TICKS == 0:
-            self._old = [c for c in self._old if not c.ended]
             for caller in self._old:
-                caller.tick(now_ns, self.body_ns)
+                if not caller.ended:
+                    caller.tick(now_ns, self.body_ns)
+            # Most of those that take long are streams under way: they are listened for, and nothing else is to be done.
+            self._old = [c for c in self._old if not c.ended and not c.at_rest]

@@ -16,7 +16,6 @@ What it promises:
 `diagram()` draws the table; the README shows it, and a test holds the two together.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 from ..native import CALLS, LOGPROBS, OTHER, OTHER_CHOICE, OVER, REASONING, REFUSAL, SIGNED
@@ -102,7 +101,7 @@ class Cutover:
         self.said = ""  # the text the client was given
         self.calls = 0  # whole tool calls the client was given
         self.spoiled = ""  # why no part of what was given can be built on
-        self.whole: Callable[[], str] = str  # why the request can only be served as a whole, "" if it is not so
+        self.whole = ""  # why the request can only be served as a whole, "" if it is not so
         # of the attempt that is joining
         self.literal = False
         self.prefilled = False
@@ -120,7 +119,7 @@ class Cutover:
     def _sound(self) -> bool:
         if self.on_failure != CONTINUE or not self.left or self.spoiled or self.kinds & _NEVER:
             return False
-        return not self.whole()
+        return not self.whole
 
     def may_resume(self) -> bool:
         """The client has text, and the rest of it may come from elsewhere."""

@@ -1,15 +1,16 @@
 """What a plain answer says of itself: its finish reason, an error object, its usage. Twin of `native/src/kernels/answer.rs`."""
 
+import re
+
 import msgspec
 
-from .sse import _depth
-
-MAX_DEPTH = 128
+MAX_DEPTH = 128  # a bound of our own: where msgspec stops depends on how deep Python's stack is
 MOST_TOKENS = 100_000_000  # more than any model can take; a larger number is a provider's mistake, not a bill
 
 Tokens = tuple[int, int, int, int, int]  # prompt, completion, cached, written to the cache, reasoning
 
 _EMPTY = frozenset((b"", b"null", b'""', b"[]", b"{}"))
+_BRACKET = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[{]|[\]}]', re.DOTALL)
 _NONE = msgspec.Raw(b"")
 
 
@@ -107,3 +108,15 @@ def read_usage(usage: bytes) -> Tokens | None:
 
 def _count(n: Count) -> int | None:
     return int(n) if n is not None and 0 <= n <= MOST_TOKENS else None
+
+
+def _depth(data: bytes) -> int:
+    """How deep a JSON text is nested, one that is known to be valid."""
+    depth = deepest = 0
+    for found in _BRACKET.finditer(data):
+        if found[0] in (b"[", b"{"):
+            depth += 1
+            deepest = max(deepest, depth)
+        elif found[0] in (b"]", b"}"):
+            depth -= 1
+    return deepest

@@ -7,15 +7,14 @@ import re
 
 import msgspec
 
+from .answer import MAX_DEPTH, _depth, read_usage
+
 MAX_EVENT_BYTES = 1024 * 1024  # an event over this is no chat chunk: the stream is treated as broken
-MAX_DEPTH = 128  # a bound of our own: where msgspec stops depends on how deep Python's stack is
-MOST_TOKENS = 100_000_000  # more than any model can take; a larger number is a provider's mistake, not a bill
 
 # An event ends at an empty line; a line ends in LF, CRLF or CR.
 # The group is atomic, or CRLF would pass for two line ends.
 _END = re.compile(rb"(?>\r\n|\n|\r)(?:\r\n|\n|\r)")
 _LINE = re.compile(rb"\r\n|\n|\r")
-_BRACKET = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[{]|[\]}]', re.DOTALL)
 _SIGNED = re.compile(rb'"signature"[ \n\t\r]*:[ \n\t\r]*"|reasoning\.encrypted')
 _BOM = b"\xef\xbb\xbf"
 _EMPTY = frozenset((b"", b"null", b'""', b"[]", b"{}"))
@@ -235,7 +234,7 @@ class StreamScanner:
                 self._content_bytes += size
                 self._chunks += 1
         if chunk.usage and bytes(chunk.usage) not in _EMPTY:
-            if _sensible(chunk.usage):
+            if read_usage(bytes(chunk.usage)) is not None:
                 self._usage = bytes(chunk.usage)
             if self._strip and not chunk.choices:
                 return False
@@ -345,55 +344,3 @@ def _said(choice: _Choice) -> tuple[str | None, int]:
             if (raw := bytes(getattr(d, field))) not in _EMPTY:
                 kinds |= bit if bit != SIGNED or _SIGNED.search(raw) else REASONING
     return text, kinds
-
-
-def _depth(data: bytes) -> int:
-    """How deep a JSON text is nested, one that is known to be valid."""
-    depth = deepest = 0
-    for found in _BRACKET.finditer(data):
-        if found[0] in (b"[", b"{"):
-            depth += 1
-            deepest = max(deepest, depth)
-        elif found[0] in (b"]", b"}"):
-            depth -= 1
-    return deepest
-
-
-_Count = int | float | None
-
-
-class _PromptDetails(msgspec.Struct):
-    cached_tokens: _Count = None
-    cache_write_tokens: _Count = None
-    audio_tokens: _Count = None
-
-
-class _CompletionDetails(msgspec.Struct):
-    reasoning_tokens: _Count = None
-
-
-class _Usage(msgspec.Struct):
-    prompt_tokens: _Count = None
-    completion_tokens: _Count = None
-    total_tokens: _Count = None
-    prompt_tokens_details: _PromptDetails | None = None
-    completion_tokens_details: _CompletionDetails | None = None
-    prompt_cache_hit_tokens: _Count = None
-    cached_tokens: _Count = None
-    num_cached_tokens: _Count = None
-
-
-_decode_usage = msgspec.json.Decoder(_Usage).decode
-
-
-def _sensible(raw: msgspec.Raw) -> bool:
-    """Whether `usage_of` in `turnout/wire/answer.py` makes a Usage of this JSON."""
-    try:
-        u = _decode_usage(raw)
-    except msgspec.DecodeError:
-        return False
-    if u.completion_tokens is not None and not 0 <= u.completion_tokens <= MOST_TOKENS:
-        return False
-    # Not said is not the same as nonsense: Voyage gives the total only.
-    known = u.total_tokens if u.prompt_tokens is None else u.prompt_tokens
-    return known is not None and 0 <= known <= MOST_TOKENS

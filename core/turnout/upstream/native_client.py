@@ -11,7 +11,7 @@ from .. import native
 from .call import Call, Request
 from .client import KEPT, MAX_ANSWER_BYTES
 from .connect import Origin, authorities, tunnel_request
-from .resolve import Addresses, Resolver
+from .resolve import Resolver
 
 
 class NativeClient:
@@ -35,7 +35,7 @@ class NativeClient:
             name = origin.host
             if origin.proxy is not None:
                 tunnel = tunnel_request(origin)
-        origin.pool = self._engine.pool(origin.max_idle, trust, name, tunnel)
+        origin.pool = self._engine.pool(origin.max_idle, MAX_ANSWER_BYTES, trust, name, tunnel)
         self._origins.append(origin)
 
     def swap(self, origins: list[Origin]) -> list[Origin]:
@@ -55,33 +55,16 @@ class NativeClient:
 
     def open_nowait(self, origin: Origin, head: Any, request: Request) -> Call | None:
         """Send on an idle connection, or on a new one where the address is known; else None."""
-        return self._open(origin, head, request, True, self._resolver.known(*origin.peer))
+        call: Call | None = origin.pool.open(head, request, True, None)
+        if call is None and (found := self._resolver.known(*origin.peer)) is not None:
+            call = origin.pool.open(head, request, False, found)
+        return call
 
     async def open(self, origin: Origin, head: Any, request: Request) -> Call:
         """Send on a connection of its own. Raises Fault connect or connect_timeout where the name cannot be resolved."""
         left_ms = max(1, (request.deadline_ns - request.now_ns) // 1_000_000)
         found = await self._resolver.find(*origin.peer, min(request.connect_ms, left_ms) / 1000)
-        call = self._open(origin, head, request, False, found)
-        assert call is not None
-        return call
-
-    def _open(
-        self, origin: Origin, head: Any, request: Request, reuse: bool, addresses: Addresses | None
-    ) -> Call | None:
-        call: Call | None = origin.pool.open(
-            head,
-            request.forward,
-            request.pieces,
-            request.length,
-            reuse,
-            addresses,
-            not request.stream,
-            MAX_ANSWER_BYTES,
-            request.now_ns + request.connect_ms * 1_000_000,
-            request.first_ns,
-            request.deadline_ns,
-            request.idle_ns,
-        )
+        call: Call = origin.pool.open(head, request, False, found)
         return call
 
     @property

@@ -21,6 +21,8 @@ class StreamOptions(msgspec.Struct):
     include_usage: bool | None = None
 
 
+SMALL = 4096  # bytes: a body up to here is copied, which is less work than three views of it
+
 _decode_str = msgspec.json.Decoder(str).decode
 _decode_options = msgspec.json.Decoder(StreamOptions | None).decode
 _decode_raw_dict = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
@@ -130,6 +132,10 @@ class RequestReader:
             return [body], len(body)
         if fresh:
             edits.append((inside, inside, b",".join(fresh) + (b"" if spans[-1] else b",")))
+        if len(edits) == 1 and len(body) <= SMALL:
+            start, end, new = edits[0]
+            whole = b"%b%b%b" % (body[:start], new, body[end:])
+            return [whole], len(whole)
         if len(edits) > 1:
             edits.sort()
         view = memoryview(body)

@@ -171,12 +171,14 @@ impl Engine {
         Ok(())
     }
 
-    /// A pool of connections to one origin, with at most `most_idle` idle ones. `tls` and the name in the peer's
+    /// A pool of connections to one origin, with at most `most_idle` idle ones and answers of at
+    /// most `most_answer` bytes. `tls` and the name in the peer's
     /// certificate, where it speaks TLS; `tunnel` is the request for a tunnel, where it is behind an egress proxy.
-    #[pyo3(signature = (most_idle, tls=None, name=None, tunnel=None))]
+    #[pyo3(signature = (most_idle, most_answer, tls=None, name=None, tunnel=None))]
     fn pool(
         &self,
         most_idle: usize,
+        most_answer: usize,
         tls: Option<&origin::Trust>,
         name: Option<String>,
         tunnel: Option<Vec<u8>>,
@@ -193,6 +195,7 @@ impl Engine {
         Ok(origin::Pool {
             engine: self.name,
             id,
+            most_answer,
             held,
         })
     }

@@ -39,7 +39,7 @@ thread_local! {
     static KEPT: RefCell<HashMap<usize, (Py<PyTuple>, Line)>> = RefCell::default();
 }
 
-/// Lines that are kept; then the memory of them begins anew.
+/// Lines, or clients, that are kept; then the memory of them begins anew.
 const MOST_KEPT: usize = 1024;
 
 fn line(line: &Bound<'_, PyAny>) -> PyResult<Line> {
@@ -150,6 +150,29 @@ pub fn event(py: Python<'_>, got: Got) -> PyResult<Bound<'_, PyDict>> {
     Ok(dict)
 }
 
+thread_local! {
+    /// Clients as a scope names them: a connection is good for many requests.
+    static CLIENTS: RefCell<HashMap<SocketAddr, Py<PyTuple>>> = RefCell::default();
+}
+
+fn client(py: Python<'_>, peer: SocketAddr) -> PyResult<Bound<'_, PyTuple>> {
+    if let Some(known) = CLIENTS.with_borrow(|all| all.get(&peer).map(|one| one.clone_ref(py))) {
+        return Ok(known.into_bound(py));
+    }
+    let made = (peer.ip().to_string(), peer.port()).into_pyobject(py)?;
+    let old = CLIENTS.with_borrow_mut(|all| {
+        let old = if all.len() >= MOST_KEPT {
+            std::mem::take(all)
+        } else {
+            HashMap::new()
+        };
+        all.insert(peer, made.clone().unbind());
+        old
+    });
+    drop(old); // Python's destructors run here, with nothing borrowed
+    Ok(made)
+}
+
 /// The scope of a request.
 pub fn scope<'py>(
     py: Python<'py>,
@@ -173,7 +196,7 @@ pub fn scope<'py>(
     scope.set_item(intern!(py, "raw_path"), PyBytes::new(py, raw.as_bytes()))?;
     let query = parts.uri.query().unwrap_or_default();
     scope.set_item(intern!(py, "query_string"), PyBytes::new(py, query.as_bytes()))?;
-    scope.set_item(intern!(py, "client"), (peer.ip().to_string(), peer.port()))?;
+    scope.set_item(intern!(py, "client"), client(py, peer)?)?;
     let lines = parts.headers.iter().map(|(name, value)| {
         (
             PyBytes::new(py, name.as_str().as_bytes()),

@@ -7,8 +7,9 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri};
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::PyValueError;
+use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyList, PyTuple};
+use pyo3::types::{PyBytes, PyList, PyString, PyTuple};
 use rustls::ClientConfig;
 
 use super::asgi::hooks_of;
@@ -73,41 +74,39 @@ impl Trust {
 pub struct Pool {
     pub engine: u64,
     pub id: usize,
+    /// Bytes of an answer at most.
+    pub most_answer: usize,
     /// The engine's side ends when this is gone and its last connection.
     pub held: Arc<()>,
 }
 
 #[pymethods]
 impl Pool {
-    /// Send a request: on an idle connection if `reuse`, else on a new one to one of `addresses`. None where neither is
-    /// given. Times are monotonic nanoseconds; the rest of the limits is the call's own.
-    #[allow(clippy::too_many_arguments)]
+    /// Send `request` (upstream/call.py: Request): on an idle connection if `reuse`, else on a new one to one of
+    /// `addresses`. None where neither is given.
     fn open(
         &self,
         py: Python<'_>,
         head: &Head,
-        forward: &Bound<'_, PyList>,
-        pieces: &Bound<'_, PyList>,
-        length: usize,
+        request: &Bound<'_, PyAny>,
         reuse: bool,
         addresses: Option<Vec<(String, u16)>>,
-        whole: bool,
-        most: usize,
-        connect_ns: u64,
-        first_ns: u64,
-        deadline_ns: u64,
-        idle_ns: u64,
     ) -> PyResult<Option<PyCall>> {
         let core = reactor_of(self.engine)?;
         let pool = core.pool(self.id)?;
         if addresses.is_none() && !(reuse && pool.has_idle()) {
             return Ok(None);
         }
-        let mut request = Request::new(Whole::new(body_of(pieces, length)?));
-        *request.method_mut() = Method::POST;
-        *request.uri_mut() = head.target.clone();
+        let number = |name: &Bound<'_, PyString>| request.getattr(name)?.extract::<u64>();
+        let whole = !request.getattr(intern!(py, "stream"))?.is_truthy()?;
+        let connect_ns = number(intern!(py, "now_ns"))? + number(intern!(py, "connect_ms"))? * 1_000_000;
+        let first_ns = number(intern!(py, "first_ns"))?;
+        let deadline_ns = number(intern!(py, "deadline_ns"))?;
+        let idle_ns = number(intern!(py, "idle_ns"))?;
+        let length = number(intern!(py, "length"))? as usize;
+        let body = body_of(request.getattr(intern!(py, "pieces"))?.downcast::<PyList>()?, length)?;
         let mut headers = head.headers.clone();
-        for pair in forward.iter() {
+        for pair in request.getattr(intern!(py, "forward"))?.downcast::<PyList>()?.iter() {
             let pair = pair.downcast_into::<PyTuple>()?;
             let (name, value) = (pair.get_item(0)?, pair.get_item(1)?);
             let (name, value) = line(
@@ -116,6 +115,9 @@ impl Pool {
             )?;
             headers.append(name, value);
         }
+        let mut request = Request::new(Whole::new(body));
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = head.target.clone();
         *request.headers_mut() = headers;
         // Nothing fails from here on: what is taken out of the pool is used.
         let idle = if reuse { pool.checkout() } else { None };
@@ -124,7 +126,7 @@ impl Pool {
         }
         let silent = if whole { call::SILENT_PLAIN } else { call::SILENT_TTFT };
         let make = |waker| {
-            let call = Call::new(waker, whole, most);
+            let call = Call::new(waker, whole, self.most_answer);
             let mut state = call.lock();
             state.limit(first_ns, silent, deadline_ns, idle_ns);
             state.connect_ns = connect_ns;

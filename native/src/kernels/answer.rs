@@ -5,8 +5,13 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyString};
 
-use super::chunk::{is_set, MOST_DIGITS, MOST_TOKENS};
-use super::json::{blank, fields, null, number, string, unescape, value, Malformed};
+use super::chunk::is_set;
+use super::json::{blank, fields, items, null, number, string, unescape, value, Malformed};
+
+/// More than any model can take; a larger number is a provider's mistake, not a bill.
+const MOST_TOKENS: f64 = 100_000_000.0;
+/// msgspec reads no longer integers, their sign counted (Python's own bound counts digits only).
+const MOST_DIGITS: usize = 4300;
 
 /// Prompt, completion, cached, written to the cache, reasoning.
 pub type Tokens = (u64, u64, u64, u64, u64);
@@ -49,16 +54,9 @@ impl Answer {
         if let Some(end) = null(b, at) {
             return Ok(end);
         }
-        if b.get(at) != Some(&b'[') {
-            return Err(Malformed(at, "an array expected"));
-        }
-        let mut i = blank(b, at + 1);
-        if b.get(i) == Some(&b']') {
-            return Ok(i + 1);
-        }
-        loop {
+        items(b, at, |at| {
             let mut finish = None;
-            let end = fields(b, i, |name, at| {
+            let end = fields(b, at, |name, at| {
                 if name != b"finish_reason" {
                     return value(b, at, 3);
                 }
@@ -77,13 +75,8 @@ impl Answer {
                 self.finish = finish;
             }
             self.choices += 1;
-            i = blank(b, end);
-            match b.get(i) {
-                Some(b',') => i = blank(b, i + 1),
-                Some(b']') => return Ok(i + 1),
-                _ => return Err(Malformed(i, "',' or ']' expected")),
-            }
-        }
+            Ok(end)
+        })
     }
 }
 

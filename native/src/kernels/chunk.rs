@@ -5,12 +5,7 @@
 
 use std::ops::Range;
 
-use super::json::{blank, fields, null, number, string, value, Malformed};
-
-/// More than any model can take; a larger number is a provider's mistake, not a bill.
-pub const MOST_TOKENS: f64 = 100_000_000.0;
-/// msgspec reads no longer integers, their sign counted (Python's own bound counts digits only).
-pub const MOST_DIGITS: usize = 4300;
+use super::json::{blank, fields, items, null, string, value, Malformed};
 
 /// Where a delta's content is; the first of these that is set counts. The order is that of `content_bytes` in
 /// `turnout/wire/answer.py`.
@@ -107,21 +102,7 @@ impl Chunk {
         if let Some(end) = null(b, at) {
             return Ok(end);
         }
-        if b.get(at) != Some(&b'[') {
-            return Err(Malformed(at, "an array expected"));
-        }
-        let mut i = blank(b, at + 1);
-        if b.get(i) == Some(&b']') {
-            return Ok(i + 1);
-        }
-        loop {
-            i = blank(b, self.read_choice(b, i)?);
-            match b.get(i) {
-                Some(b',') => i = blank(b, i + 1),
-                Some(b']') => return Ok(i + 1),
-                _ => return Err(Malformed(i, "',' or ']' expected")),
-            }
-        }
+        items(b, at, |at| self.read_choice(b, at))
     }
 
     fn read_choice(&mut self, b: &[u8], at: usize) -> Result<usize, Malformed> {
@@ -278,73 +259,4 @@ fn set_bytes(raw: &[u8]) -> usize {
     } else {
         0
     }
-}
-
-// ---- usage
-
-#[derive(Clone, Copy, PartialEq)]
-enum Count {
-    Nothing,
-    Nonsense,
-    Given,
-}
-
-/// Whether `usage_of` in `turnout/wire/answer.py` makes a Usage of this JSON; an error where it cannot be read.
-pub fn sensible(b: &[u8]) -> Result<bool, Malformed> {
-    let (mut prompt, mut completion, mut total) = (Count::Nothing, Count::Nothing, Count::Nothing);
-    fields(b, 0, |name, at| {
-        let (said, end) = match name {
-            b"prompt_tokens" | b"completion_tokens" | b"total_tokens" => count(b, at)?,
-            b"prompt_cache_hit_tokens" | b"cached_tokens" | b"num_cached_tokens" => return Ok(count(b, at)?.1),
-            b"prompt_tokens_details" => {
-                return details(b, at, &[b"cached_tokens", b"cache_write_tokens", b"audio_tokens"])
-            }
-            b"completion_tokens_details" => return details(b, at, &[b"reasoning_tokens"]),
-            _ => return value(b, at, 1),
-        };
-        match name {
-            b"prompt_tokens" => prompt = said,
-            b"completion_tokens" => completion = said,
-            _ => total = said,
-        }
-        Ok(end)
-    })?;
-    // Not said is not the same as nonsense: embeddings have no completion, and Voyage gives the total only.
-    let known = prompt == Count::Given || prompt == Count::Nothing && total == Count::Given;
-    Ok(completion != Count::Nonsense && known)
-}
-
-fn details(b: &[u8], at: usize, counts: &[&[u8]]) -> Result<usize, Malformed> {
-    match null(b, at) {
-        Some(end) => Ok(end),
-        None => fields(b, at, |name, at| {
-            if counts.contains(&name) {
-                Ok(count(b, at)?.1)
-            } else {
-                value(b, at, 2)
-            }
-        }),
-    }
-}
-
-fn count(b: &[u8], at: usize) -> Result<(Count, usize), Malformed> {
-    if let Some(end) = null(b, at) {
-        return Ok((Count::Nothing, end));
-    }
-    if !matches!(b.get(at), Some(b'-' | b'0'..=b'9')) {
-        return Err(Malformed(at, "a number expected"));
-    }
-    let end = number(b, at)?;
-    let text = std::str::from_utf8(&b[at..end]).unwrap_or("");
-    let n: f64 = text.parse().unwrap_or(f64::INFINITY);
-    let whole = !text.contains(['.', 'e', 'E']);
-    if whole && text.len() > MOST_DIGITS || !whole && n.is_infinite() {
-        return Err(Malformed(at, "number out of range"));
-    }
-    let said = if (0.0..=MOST_TOKENS).contains(&n) {
-        Count::Given
-    } else {
-        Count::Nonsense
-    };
-    Ok((said, end))
 }

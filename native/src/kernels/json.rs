@@ -234,6 +234,25 @@ pub fn fields(
     }
 }
 
+/// Walk an array that begins at `i`: `visit` is given the place of each item and returns the place behind it.
+pub fn items(b: &[u8], i: usize, mut visit: impl FnMut(usize) -> Result<usize, Malformed>) -> Result<usize, Malformed> {
+    if b.get(i) != Some(&b'[') {
+        return Err(Malformed(i, "an array expected"));
+    }
+    let mut i = blank(b, i + 1);
+    if b.get(i) == Some(&b']') {
+        return Ok(i + 1);
+    }
+    loop {
+        i = blank(b, visit(i)?);
+        match b.get(i) {
+            Some(b',') => i = blank(b, i + 1),
+            Some(b']') => return Ok(i + 1),
+            _ => return Err(Malformed(i, "',' or ']' expected")),
+        }
+    }
+}
+
 /// `null` at `i`, or nothing of the kind.
 #[inline]
 pub fn null(b: &[u8], i: usize) -> Option<usize> {

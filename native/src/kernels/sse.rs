@@ -5,17 +5,21 @@
 //! `feed` is a range of what was fed, unless an event began in an earlier piece or something between two events is left
 //! out. Nothing is allocated for an event that arrives whole.
 
+mod like;
+mod marks;
 mod python;
 #[cfg(test)]
 mod tests;
 
 use std::mem;
-use std::ops::Range;
 
+use like::Like;
+pub use marks::{Broken, Marks, Passed};
 pub use python::StreamScanner;
 
-use super::chunk::{is_set, kind, sensible, Chunk};
-use super::json::{line_stop, string, unescape};
+use super::answer::tokens;
+use super::chunk::{is_set, kind, Chunk};
+use super::json::{line_stop, unescape};
 use super::lines::{after_line, data_in, data_of, space};
 
 /// An event over this is no chat chunk: the stream is treated as broken.
@@ -23,74 +27,6 @@ pub const MAX_EVENT_BYTES: usize = 1024 * 1024;
 /// `data:` lines that do not begin like a chunk and are left out, before the stream counts as broken.
 pub const MOST_NOISE: u32 = 3;
 const BOM: &[u8] = b"\xef\xbb\xbf";
-
-/// Why nothing more is handed on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Broken {
-    #[default]
-    No,
-    /// A `data:` line that begins like a chunk and is not one: it may have carried text.
-    Chunk,
-    /// More lines of noise than are left out in silence.
-    Noise,
-    /// An event over `MAX_EVENT_BYTES`.
-    TooLong,
-}
-
-impl Broken {
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::No => "",
-            Self::Chunk => "chunk",
-            Self::Noise => "noise",
-            Self::TooLong => "too_long",
-        }
-    }
-}
-
-/// What was seen so far.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Marks {
-    /// Choices that carried content.
-    pub chunks: u64,
-    /// Bytes of that content, JSON spelling and all.
-    pub content_bytes: u64,
-    /// The last `finish_reason`.
-    pub finish: String,
-    /// The last `usage` that makes sense, as JSON.
-    pub usage: Option<Vec<u8>>,
-    /// `[DONE]` was seen.
-    pub done: bool,
-    /// An in-band error object as JSON, and the event it stood in. Nothing is handed on from there.
-    pub error: Option<Vec<u8>>,
-    pub error_event: Vec<u8>,
-    pub broken: Broken,
-    /// The text of the first choice, UTF-8, where it is kept; empty once it is over the bound.
-    pub text: Vec<u8>,
-    /// What else there was, where the text is kept: bits of `chunk::kind`.
-    pub kinds: u32,
-    /// A tool call is next; it and all behind it wait for `resume`.
-    pub stopped: bool,
-}
-
-/// What may be handed on after `feed`.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Passed {
-    /// This part of what was fed; empty if nothing.
-    Range(Range<usize>),
-    /// These bytes: they begin with what was held back before, or something between them was left out.
-    Bytes(Vec<u8>),
-}
-
-impl Passed {
-    /// As bytes, `data` being what was fed.
-    pub fn of<'a>(&'a self, data: &'a [u8]) -> &'a [u8] {
-        match self {
-            Self::Range(range) => &data[range.clone()],
-            Self::Bytes(bytes) => bytes,
-        }
-    }
-}
 
 enum Verdict {
     Pass,
@@ -116,25 +52,6 @@ pub struct Scanner {
     /// Where in `tail` the search for the event's end goes on.
     searched: usize,
     like: Like,
-}
-
-/// What stands around the text in the chunks of this stream: providers repeat it to the byte, and it is most of a chunk.
-/// One that has both around a valid JSON string is as valid as the one they were taken from, and says the same.
-#[derive(Debug, Default)]
-struct Like {
-    before: Vec<u8>,
-    after: Vec<u8>,
-}
-
-impl Like {
-    fn set(&mut self, before: &[u8], after: &[u8]) {
-        if self.before != before || self.after != after {
-            self.before.clear();
-            self.before.extend_from_slice(before);
-            self.after.clear();
-            self.after.extend_from_slice(after);
-        }
-    }
 }
 
 /// What one walk over a buffer found.
@@ -336,31 +253,6 @@ impl Scanner {
         }
     }
 
-    /// A chunk that differs from an earlier one in nothing but its text: what holds for that one holds for this.
-    fn read_like(&mut self, data: &[u8]) -> bool {
-        let (before, after) = (self.like.before.as_slice(), self.like.after.as_slice());
-        if before.is_empty()
-            || data.len() <= before.len() + after.len()
-            || !data.starts_with(before)
-            || !data.ends_with(after)
-        {
-            return false;
-        }
-        // `before` ends with the quote that opens the text, `after` begins with the one that closes it.
-        let (from, to) = (before.len(), data.len() - after.len());
-        let Ok((end, escaped)) = string(data, from) else { return false };
-        let text = &data[from..to];
-        if end != to + 1 || simdutf8::basic::from_utf8(text).is_err() {
-            return false;
-        }
-        self.marks.chunks += 1;
-        self.marks.content_bytes += text.len() as u64 + 2;
-        if self.most_text > 0 {
-            self.gather(text, escaped);
-        }
-        true
-    }
-
     /// Keep what the first choice has said.
     fn gather(&mut self, text: &[u8], escaped: bool) {
         let marks = &mut self.marks;
@@ -380,7 +272,12 @@ impl Scanner {
 
     fn read(&mut self, event: &[u8], data: Option<&[u8]>) -> Verdict {
         let Some(data) = data else { return Verdict::Pass };
-        if self.read_like(data) {
+        if let Some((text, escaped)) = self.like.read(data) {
+            self.marks.chunks += 1;
+            self.marks.content_bytes += text.len() as u64 + 2; // as it stands there, in quotes
+            if self.most_text > 0 {
+                self.gather(text, escaped);
+            }
             return Verdict::Pass;
         }
         let marks = &mut self.marks;
@@ -433,7 +330,7 @@ impl Scanner {
             }
         }
         if let Some(usage) = chunk.usage.map(|span| &data[span]).filter(|raw| is_set(raw)) {
-            if sensible(usage).unwrap_or(false) {
+            if tokens(usage).is_some() {
                 let kept = marks.usage.get_or_insert_with(Vec::new);
                 kept.clear();
                 kept.extend_from_slice(usage);

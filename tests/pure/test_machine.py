@@ -107,7 +107,7 @@ def test_there_is_a_line_for_every_bit_of_the_scanner() -> None:
 
 
 def test_what_can_only_be_asked_for_as_a_whole_is_not_continued() -> None:
-    assert flowing(whole=lambda: "several choices").on(BROKE) == ERROR
+    assert flowing(whole="several choices").on(BROKE) == ERROR
     assert flowing(spoiled="not valid JSON").on(BROKE) == ERROR
 
 
