@@ -17,7 +17,7 @@ use hyper::service::Service;
 use super::call::Call;
 use super::exec::{Clock, Step, Task, NEVER};
 use super::io::{Gate, Io};
-use super::request::{refuse, Answer, BodyEnd, Req, LOW};
+use super::request::{refuse, Answer, BodyEnd, Req, FED, LOW};
 use super::sys::{Readiness, Wire};
 
 /// What Python is to be told after the poll.
@@ -213,7 +213,8 @@ impl ServerConn {
             if !state.senders.is_empty() && (state.out_size <= LOW || state.over) {
                 outbox.push(Event::Room(Arc::clone(&req)));
             }
-            if state.hungry && state.out_size <= LOW {
+            state.slow = !gate.flushed;
+            if state.hungry && state.out_size <= FED {
                 state.feed();
             }
             // How far it is behind when somebody waits for a body; else it takes as long as it takes.

@@ -26,8 +26,8 @@ use super::sys::{self, Connecting, Readiness, Wire};
 use super::tls::Pace;
 use super::whole::Whole;
 
-/// Of a body, taken in one turn.
-const MOST_TAKEN: usize = 64 * 1024;
+/// Of a body, taken at a time: with what one more piece has, this is what a slow client's queue is over its mark.
+const MOST_TAKEN: usize = 32 * 1024;
 
 type Answering = Pin<Box<dyn Future<Output = hyper::Result<Response<Incoming>>>>>;
 type Http = http1::Connection<Io, Whole>;
