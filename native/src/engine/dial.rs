@@ -18,9 +18,8 @@ use super::tls::{handshake_words, Tls};
 use super::upstream::{Phase, Upstream};
 use super::whole::Whole;
 
-/// hyper's read buffer, and with it the longest head. Real heads are under 8 KiB; a stream whose reader is slow holds
-/// two of them.
-const MOST_BUFFER: usize = 32 * 1024;
+/// hyper's read buffer at most, and with it the longest head. Real heads are under 8 KiB.
+const MOST_BUFFER: usize = 64 * 1024;
 /// Real answers have 20 to 40.
 const MOST_HEADERS: usize = 256;
 const NO_TUNNEL: Fault = ("connect", "the egress proxy did not open the tunnel");

@@ -15,6 +15,9 @@ use super::sys::{Readiness, Wire};
 /// Per connection and turn; then the others have theirs.
 const MOST_READS: u32 = 16;
 const MOST_BYTES: usize = 64 * 1024;
+/// Of an upstream at a time. hyper's buffer grows when a read fills it: so it stays at 16 KiB, of which a stream whose
+/// client is slow holds two.
+const MOST_OF_UPSTREAM: usize = 16 * 1024 - 1;
 /// Writes up to here are put together into one buffer: cheaper than a vector of small pieces (head, chunk size, chunk).
 const GATHER: usize = 16 * 1024;
 
@@ -24,6 +27,8 @@ pub struct Gate {
     /// The wire is more than a socket: it holds bytes back, has a handshake.
     layered: bool,
     pub guard: Guard,
+    /// Bytes read at a time.
+    most: usize,
     readable: bool,
     writable: bool,
     /// The peer's FIN has come in, perhaps behind unread bytes.
@@ -47,6 +52,7 @@ impl Gate {
             layered: wire.layered(),
             wire,
             guard: Guard::default(),
+            most: MOST_BYTES,
             // Taken as ready until the socket says otherwise: the first edge may be older than our place in the set.
             readable: true,
             writable: true,
@@ -65,6 +71,7 @@ impl Gate {
     pub fn unguarded(wire: Box<dyn Wire>) -> Self {
         Self {
             guard: Guard::off(),
+            most: MOST_OF_UPSTREAM,
             ..Self::new(wire)
         }
     }
@@ -232,7 +239,7 @@ impl Read for Io {
         }
         // SAFETY: nothing is read from it before it was written, and nothing is uninitialised again: `recv` only writes.
         let room = unsafe { buf.as_mut() };
-        let most = room.len().min(MOST_BYTES);
+        let most = room.len().min(gate.most);
         let n = match gate.recv(&mut room[..most]) {
             Poll::Ready(Ok(n)) => n,
             Poll::Ready(Err(e)) => return Poll::Ready(Err(e)),
