@@ -93,8 +93,13 @@ class App:
 
     def apply(self, config: Config, version: int, simulators: dict[str, str]) -> None:
         """Swap the config: new requests get the new flow, those under way keep the one they began with."""
-        self.client.retire()
-        flow = self._build(config, version, simulators)
+        before = self.client.swap([])
+        try:
+            flow = self._build(config, version, simulators)
+        except BaseException:  # the old config stays in force, and so do its connections
+            self.client.retire(self.client.swap(before))
+            raise
+        self.client.retire(before)
         self.endpoints.flow = flow
         self.endpoints.sample = self._sample(config)
         self.callers.body_ns = config.listen.body_timeout_ms * 1_000_000

@@ -176,6 +176,9 @@ class Flow:
             await caller.send(self.marks.closing(x, passage.target) if x.metadata else b"", False)
             return
         x.fault = fault
+        if fault.kind == "client_gone":
+            x.status = 0
+            return
         await self.terminate(x, caller, fault)
 
     # ---- answers -----------------------------------------------------------------------------------------------

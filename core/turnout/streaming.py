@@ -181,6 +181,9 @@ class Passage:
     async def _repair(self, fault: Fault) -> Fault | None:
         """Let another target go on. Returns the Fault to tell where that cannot be."""
         x, cut, now = self._x, self._cut, self._now()
+        if fault.kind == "client_gone":  # told by a native relay, before the watcher
+            cut.on(LEFT)
+            return fault
         attempt = x.attempts[-1]
         attempt.reason = fault.reason
         if fault.source != UPSTREAM:

@@ -176,9 +176,9 @@ def test_500_slow_readers_take_little_memory_and_no_time(start: Callable[..., Ga
         assert Gateway.wait_for(lambda: gateway.metric("turnout_in_flight") == 0)
         assert Gateway.wait_for(lambda: upstream.open == 0)
     assert share < 0.01
-    # granian queues pieces without counting their bytes: up to 1.2 MB, whatever we give it (caller.py). On native most of
-    # it is the Python client's: it pauses an upstream above 256 KiB and is given as much again in one read.
-    assert each < 2048 * KIB
+    # granian queues pieces without counting their bytes: up to 1.2 MB, whatever we give it (caller.py), beside the Python
+    # client's: it pauses an upstream above 256 KiB and is given as much again in one read.
+    assert each < (256 if engine == "native" else 2048) * KIB
 
 
 def test_clients_that_mean_no_good_hardly_slow_the_others(start: Callable[..., Gateway], engine: str, full: bool) -> None:

@@ -281,14 +281,18 @@ class Client:
                 if old:
                     del idle[:old]
 
-    def retire(self) -> None:
-        """The origins of an old config: idle connections are closed, the others when their answer is complete."""
-        for origin in self.origins:
+    def swap(self, origins: list[Origin]) -> list[Origin]:
+        """Let `origins` be those of the present config, instead of those that are returned."""
+        before, self.origins = self.origins, origins
+        return before
+
+    def retire(self, origins: list[Origin]) -> None:
+        """Those of an old config: idle connections are closed, the others when their answer is complete."""
+        for origin in origins:
             for conn in origin.idle:
                 conn.transport.close()
             origin.idle.clear()
             origin.max_idle = 0
-        self.origins = []
 
     def close(self) -> None:
         for call in tuple(self.calls):

@@ -38,12 +38,16 @@ class NativeClient:
         origin.pool = self._engine.pool(origin.max_idle, MAX_ANSWER_BYTES, trust, name, tunnel)
         self._origins.append(origin)
 
-    def retire(self) -> None:
-        """The origins of an old config: idle connections are closed, the others when their answer is complete."""
-        for origin in self._origins:
-            origin.pool.retire()
-        self._origins = []
+    def swap(self, origins: list[Origin]) -> list[Origin]:
+        """Let `origins` be those of the present config, instead of those that are returned."""
+        before, self._origins = self._origins, origins
         self._trusts = {}
+        return before
+
+    def retire(self, origins: list[Origin]) -> None:
+        """Those of an old config: idle connections are closed, the others when their answer is complete."""
+        for origin in origins:
+            origin.pool.retire()
 
     def prepare(self, origin: Origin, target: str, lines: list[tuple[str, str]]) -> Any:
         """The head of requests to `target`, as in the request line."""

@@ -71,14 +71,17 @@ class Resolver:
         asked = self._asked.get(key)
         if asked is None and len(self._asked) < MOST_THREADS:
             asked = self._asked[key] = self._loop.create_future()
-            threading.Thread(target=self._look_up, args=(key,), name=f"dns {key[0]}", daemon=True).start()
+            try:
+                threading.Thread(target=self._look_up, args=(key,), name=f"dns {key[0]}", daemon=True).start()
+            except RuntimeError:  # the system has no thread for us; the next request asks again
+                self._answered(key, [])
         return asked
 
     def _look_up(self, key: tuple[str, int]) -> None:
         try:
             rows = socket.getaddrinfo(key[0], key[1], type=socket.SOCK_STREAM)
             found = [(str(row[4][0]), int(row[4][1])) for row in rows]
-        except OSError:
+        except (OSError, ValueError):  # ValueError: no name at all, in the eyes of IDNA
             found = []
         try:
             self._loop.call_soon_threadsafe(self._answered, key, found)

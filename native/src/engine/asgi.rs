@@ -8,7 +8,7 @@ use std::thread::ThreadId;
 
 use bytes::Bytes;
 use http::{request, StatusCode};
-use pyo3::exceptions::{PyRuntimeError, PyValueError};
+use pyo3::exceptions::{PyException, PyRuntimeError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyString};
@@ -195,7 +195,8 @@ impl Exchange {
         drop(ours);
         if !task.call_method0(intern!(py, "cancelled"))?.is_truthy()? {
             let exception = task.call_method0(intern!(py, "exception"))?;
-            if !exception.is_none() {
+            // One that ends the loop is raised in it (see `Task::finish`).
+            if !exception.is_none() && exception.is_instance_of::<PyException>() {
                 let err = PyErr::from_value(exception);
                 match hooks_of(self.engine) {
                     Some(hooks) => hooks.tell(py, "the application failed", err),
@@ -213,6 +214,9 @@ impl Exchange {
         let mut state = self.req.lock();
         if state.finished {
             return Err(PyRuntimeError::new_err("the response is already complete"));
+        }
+        if state.relaying && !state.over {
+            return Err(PyRuntimeError::new_err("a relay is writing this response"));
         }
         if !state.started && !state.over {
             let Some(head) = state.head.take() else {

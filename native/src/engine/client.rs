@@ -31,7 +31,10 @@ impl PyCall {
     }
 
     fn await_for<'py>(&self, py: Python<'py>, want: Want) -> PyResult<Bound<'py, PyAny>> {
-        let wake = Wake::new(py, self.engine)?;
+        let wake = match want {
+            Want::Relay => Wake::of_relay(py, self.engine, &self.call)?,
+            _ => Wake::new(py, self.engine)?,
+        };
         let before = self.call.lock().wanted.replace((want, wake.clone_ref(py)));
         drop(before);
         Ok(wake.into_bound(py).into_any())
@@ -237,7 +240,7 @@ impl PyCall {
             moved,
             over: false,
         });
-        state.relay_waiting();
+        state.relay_waiting(&self.call.waker);
         let over = state.relay.as_ref().is_some_and(|relay| relay.over);
         if over || state.done {
             state.relay_rests();
@@ -271,16 +274,8 @@ impl PyCall {
 
     /// End it. A connection with an unfinished answer on it is closed, never reused. Idempotent.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
-        let mut state = self.call.lock();
-        if state.done || state.closed {
-            return Ok(());
-        }
-        state.closed = true;
-        state.relay_rests();
-        let wanted = state.wanted.take();
-        drop(state);
-        drop(wanted);
-        self.wake(py)
+        drop(self.call.end());
+        hooks_of(self.engine).map_or(Ok(()), |hooks| hooks.schedule(py))
     }
 }
 
@@ -293,6 +288,10 @@ pub fn deliver(py: Python<'_>, engine: u64, call: &Arc<Call>) {
     let Some((want, wake)) = state.wanted.take() else {
         return;
     };
+    if wake.get().is_done() {
+        drop(state);
+        return; // cancelled: what has come is left to whoever asks next
+    }
     let waiting = !state.chunks.is_empty();
     let outcome = match want {
         Want::Push(push) if waiting => {

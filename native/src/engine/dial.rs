@@ -15,10 +15,12 @@ use super::call::{Fault, MALFORMED};
 use super::io::{Gate, Io};
 use super::sys::{self, Connecting, Socket, Wire};
 use super::tls::{handshake_words, Tls};
-use super::upstream::{Phase, Upstream, Whole};
+use super::upstream::{Phase, Upstream};
+use super::whole::Whole;
 
-/// hyper's read buffer, and with it the longest head. Real heads are under 8 KiB.
-const MOST_BUFFER: usize = 64 * 1024;
+/// hyper's read buffer, and with it the longest head. Real heads are under 8 KiB; a stream whose reader is slow holds
+/// two of them.
+const MOST_BUFFER: usize = 32 * 1024;
 /// Real answers have 20 to 40.
 const MOST_HEADERS: usize = 256;
 const NO_TUNNEL: Fault = ("connect", "the egress proxy did not open the tunnel");
@@ -33,7 +35,7 @@ pub(super) struct Tunnel {
 impl Upstream {
     /// Whether HTTP may begin; an error is told already.
     pub(super) fn connect(&self, turn: u64) -> Result<bool, ()> {
-        if let Phase::Open(..) = &*self.phase.borrow() {
+        if let Phase::Open(..) | Phase::Rest = &*self.phase.borrow() {
             return Ok(true);
         }
         loop {

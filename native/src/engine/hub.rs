@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use http::HeaderName;
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
@@ -186,24 +186,34 @@ impl Engine {
         let core = self.core()?;
         let name = name.map(ServerName::try_from).transpose();
         let name = name.map_err(|_| PyValueError::new_err("the upstream's host name cannot be in a certificate"))?;
+        if tls.is_some() != name.is_some() {
+            return Err(PyValueError::new_err("TLS needs both authorities and a name"));
+        }
         let tls = tls.map(origin::Trust::config).zip(name);
-        let mut pools = core.pools.borrow_mut();
-        pools.push(Pool::new(most_idle, Layers { tunnel, tls }));
+        let held = Arc::new(());
+        let id = core.add_pool(Pool::new(most_idle, Layers { tunnel, tls }, &held));
         Ok(origin::Pool {
             engine: self.name,
-            id: pools.len() - 1,
+            id,
             most_answer,
+            held,
         })
+    }
+
+    /// Pools there are, also those of an old config that have calls under way.
+    #[getter]
+    fn pools(&self) -> PyResult<usize> {
+        Ok(self.core()?.all_pools().len())
     }
 
     /// Look at the limits of the calls under way; for every 20 ms.
     fn watch(&self, py: Python<'_>) -> PyResult<()> {
         let core = self.core()?;
-        let pools = core.pools.borrow().clone();
         let now = sys::now_ns();
-        for pool in pools {
+        for pool in core.all_pools() {
             pool.tick(&core.exec, now);
         }
+        core.forget_pools();
         if core.exec.pending() {
             core.turn(py, false)?;
         }
@@ -213,8 +223,7 @@ impl Engine {
     /// End all calls to upstreams.
     fn close_upstream(&self, py: Python<'_>) -> PyResult<()> {
         let core = self.core()?;
-        let pools = core.pools.borrow().clone();
-        for pool in pools {
+        for pool in core.all_pools() {
             pool.close(&core.exec);
         }
         asgi::hooks_of(core.name).map_or(Ok(()), |hooks| hooks.schedule(py))

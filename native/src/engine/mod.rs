@@ -6,13 +6,13 @@
 //!
 //! `sys` (system calls) < `exec` + `wheel` (tasks, wakers, timers) < `io` + `framing` + `tls` (bytes).
 //! Clients: `request` (one request's state) < `server` (one connection) < `message` + `asgi` (what Python sees).
-//! Upstreams: `call` (one call's state) < `upstream` + `dial` (one connection) < `pool` < `client` + `origin` (what Python
-//! sees). `task` and `wake` run the app's coroutine; `reactor` is all of it together, `hub` the handle that Python has.
+//! Upstreams: `call` (one call's state) + `whole` (its request's body) < `upstream` + `dial` (one connection) < `pool` < `client` + `origin` (what Python
+//! sees). `coroutine`, `task` and `wake` run the app's coroutine; `reactor` is all of it together, `hub` the handle that Python has.
 
 pub mod asgi;
 pub mod call;
 pub mod client;
-
+pub mod coroutine;
 pub mod dial;
 pub mod exec;
 pub mod framing;
@@ -26,9 +26,13 @@ pub mod request;
 #[cfg(test)]
 mod scripted;
 #[cfg(test)]
+mod scripted_relay;
+#[cfg(test)]
 mod scripted_time;
 #[cfg(test)]
 mod scripted_tls;
+#[cfg(test)]
+mod scripted_upstream;
 pub mod server;
 pub mod sys;
 pub mod task;
@@ -36,3 +40,4 @@ pub mod tls;
 pub mod upstream;
 pub mod wake;
 pub mod wheel;
+pub mod whole;

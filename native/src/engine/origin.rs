@@ -17,7 +17,7 @@ use super::call::{self, Call};
 use super::client::PyCall;
 use super::reactor::reactor_of;
 use super::tls::client_config;
-use super::upstream::Whole;
+use super::whole::Whole;
 
 /// The head of requests to one endpoint of an origin, put together once.
 #[pyclass(frozen)]
@@ -76,6 +76,8 @@ pub struct Pool {
     pub id: usize,
     /// Bytes of an answer at most.
     pub most_answer: usize,
+    /// The engine's side ends when this is gone and its last connection.
+    pub held: Arc<()>,
 }
 
 #[pymethods]
@@ -92,8 +94,7 @@ impl Pool {
     ) -> PyResult<Option<PyCall>> {
         let core = reactor_of(self.engine)?;
         let pool = core.pool(self.id)?;
-        let idle = if reuse { pool.checkout() } else { None };
-        if idle.is_none() && addresses.is_none() {
+        if addresses.is_none() && !(reuse && pool.has_idle()) {
             return Ok(None);
         }
         let number = |name: &Bound<'_, PyString>| request.getattr(name)?.extract::<u64>();
@@ -118,6 +119,11 @@ impl Pool {
         *request.method_mut() = Method::POST;
         *request.uri_mut() = head.target.clone();
         *request.headers_mut() = headers;
+        // Nothing fails from here on: what is taken out of the pool is used.
+        let idle = if reuse { pool.checkout() } else { None };
+        if idle.is_none() && addresses.is_none() {
+            return Ok(None);
+        }
         let silent = if whole { call::SILENT_PLAIN } else { call::SILENT_TTFT };
         let make = |waker| {
             let call = Call::new(waker, whole, self.most_answer);

@@ -2,9 +2,8 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::Waker;
 
 use http::{HeaderName, Request};
@@ -16,7 +15,8 @@ use super::exec::Exec;
 use super::server::Outbox;
 use super::sys::Poller;
 use super::tls::Pace;
-use super::upstream::{Upstream, Whole};
+use super::upstream::{Upstream, Way};
+use super::whole::Whole;
 
 /// Common servers close idle connections after 60 s or more (nginx 75 s, AWS load balancers 60 s): leave before them.
 const IDLE_NS: u64 = 55_000_000_000;
@@ -32,6 +32,8 @@ pub struct Layers {
 
 pub struct Pool {
     pub layers: Layers,
+    /// By whoever may ask for connections.
+    held: Weak<()>,
     most_idle: Cell<usize>,
     /// Best last: the one used last is the one most likely alive.
     idle: RefCell<Vec<u64>>,
@@ -48,13 +50,24 @@ pub struct Ground<'a> {
 }
 
 impl Pool {
-    pub fn new(most_idle: usize, layers: Layers) -> Rc<Self> {
+    pub fn new(most_idle: usize, layers: Layers, held: &Arc<()>) -> Rc<Self> {
         Rc::new(Self {
             layers,
+            held: Arc::downgrade(held),
             most_idle: Cell::new(most_idle),
             idle: RefCell::default(),
             all: RefCell::default(),
         })
+    }
+
+    /// Whether `checkout` may find something.
+    pub fn has_idle(&self) -> bool {
+        !self.idle.borrow().is_empty()
+    }
+
+    /// Whether nobody can ask for a connection any more, and there is none.
+    pub fn is_over(&self) -> bool {
+        self.held.strong_count() == 0 && self.all.borrow().is_empty()
     }
 
     /// An idle connection that is still alive.
@@ -68,16 +81,16 @@ impl Pool {
         }
     }
 
-    /// A new connection that carries `request` when it is there. `make` is given its waker and makes the call.
-    pub fn dial(
+    /// A new connection that carries `request` when it is there. `make` is given its waker and key, and makes the call.
+    pub fn connect(
         self: &Rc<Self>,
         ground: &Ground<'_>,
-        addresses: Vec<SocketAddr>,
+        way: Way,
         request: Request<Whole>,
-        make: impl FnOnce(Waker) -> Arc<Call>,
+        make: impl FnOnce(Waker, u64) -> Arc<Call>,
     ) -> Arc<Call> {
         let (key, waker) = ground.exec.reserve();
-        let call = make(waker.clone());
+        let call = make(waker.clone(), key);
         let poller = Rc::clone(ground.poller);
         let watch = Box::new(move |fd, on| {
             if on {
@@ -87,20 +100,7 @@ impl Pool {
                 Ok(())
             }
         });
-        let outbox = Rc::clone(ground.outbox);
-        let kept = Rc::clone(ground.kept);
-        let pace = Rc::clone(ground.pace);
-        let conn = Upstream::dial(
-            self,
-            addresses,
-            Arc::clone(&call),
-            request,
-            outbox,
-            kept,
-            pace,
-            key,
-            watch,
-        );
+        let conn = Upstream::new(self, way, Arc::clone(&call), request, ground, key, watch);
         self.all.borrow_mut().insert(key, Rc::clone(&conn));
         ground.exec.insert(key, conn);
         waker.wake();
@@ -136,6 +136,7 @@ impl Pool {
     /// Look at the limits of what is under way, and at those that have been idle for long.
     pub fn tick(&self, exec: &Exec, now_ns: u64) {
         let mut old = Vec::new();
+        let forgotten = self.held.strong_count() == 0;
         for (key, conn) in self.all.borrow().iter() {
             match conn.call() {
                 Some(call) => {
@@ -146,7 +147,7 @@ impl Pool {
                         conn.waker().wake_by_ref();
                     }
                 }
-                None if now_ns.saturating_sub(conn.idle_since_ns.get()) > IDLE_NS => old.push(*key),
+                None if forgotten || now_ns.saturating_sub(conn.idle_since_ns.get()) > IDLE_NS => old.push(*key),
                 None => {}
             }
         }

@@ -1,6 +1,7 @@
 //! One engine: its epoll set, its listener, its tasks and pools, and the turn that drives them all.
 
 use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsRawFd;
@@ -22,7 +23,8 @@ use super::pool::{Ground, Pool};
 use super::server::{Event, Limits, Outbox, ServerConn};
 use super::sys::{Poller, Socket, Wire};
 use super::tls::{Pace, Tls};
-use super::upstream::Whole;
+use super::upstream::Way;
+use super::whole::Whole;
 
 pub const LISTENER: u64 = u64::MAX;
 const MOST_ACCEPTS: u32 = 32;
@@ -57,7 +59,8 @@ pub struct Reactor {
     pub(super) limits: Limits,
     pub(super) tls: RefCell<Option<Arc<ServerConfig>>>,
     pub(super) pace: Rc<Pace>,
-    pub(super) pools: RefCell<Vec<Rc<Pool>>>,
+    /// By number, and the next one.
+    pub(super) pools: RefCell<(HashMap<usize, Rc<Pool>>, usize)>,
     pub(super) kept: RefCell<Rc<[HeaderName]>>,
 }
 
@@ -81,11 +84,37 @@ pub fn reactor_of(name: u64) -> PyResult<Rc<Reactor>> {
         .ok_or_else(|| PyRuntimeError::new_err("the engine is closed, or of another thread"))
 }
 
+/// The engine is at work. However that ends: afterwards it can be asked again.
+struct Busy<'a>(&'a Hooks);
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        self.0.scheduled.store(false, Ordering::Release);
+    }
+}
+
 impl Reactor {
     pub fn pool(&self, id: usize) -> PyResult<Rc<Pool>> {
         let pools = self.pools.borrow();
-        let found = pools.get(id).cloned();
+        let found = pools.0.get(&id).cloned();
         found.ok_or_else(|| PyRuntimeError::new_err("no such pool"))
+    }
+
+    pub fn add_pool(&self, pool: Rc<Pool>) -> usize {
+        let mut pools = self.pools.borrow_mut();
+        let id = pools.1;
+        pools.1 += 1;
+        pools.0.insert(id, pool);
+        id
+    }
+
+    pub fn all_pools(&self) -> Vec<Rc<Pool>> {
+        self.pools.borrow().0.values().cloned().collect()
+    }
+
+    /// Drop those of old configs, once they have nothing under way.
+    pub fn forget_pools(&self) {
+        self.pools.borrow_mut().0.retain(|_, pool| !pool.is_over());
     }
 
     pub fn retire(&self, id: usize) -> PyResult<()> {
@@ -108,7 +137,7 @@ impl Reactor {
             kept: &kept,
             pace: &self.pace,
         };
-        pool.dial(&ground, addresses, request, make)
+        pool.connect(&ground, Way::Dial(addresses), request, |waker, _| make(waker))
     }
 
     /// Poll tasks and tell Python what came out, until nothing is marked or the turn is over.
@@ -117,6 +146,7 @@ impl Reactor {
             return Ok(());
         };
         hooks.scheduled.store(true, Ordering::Release); // what is marked in here needs no call: it is looked at below
+        let busy = Busy(&hooks);
         if look {
             if let Err(e) = self.look() {
                 os_error(e).write_unraisable(py, None);
@@ -134,7 +164,7 @@ impl Reactor {
             self.listen();
         }
         self.set_timer(py, &hooks)?;
-        hooks.scheduled.store(false, Ordering::Release);
+        drop(busy);
         if self.exec.pending() {
             hooks.schedule(py)?;
         }

@@ -26,6 +26,8 @@ const EAGER: usize = 64 * 1024;
 /// as much again, and the socket its buffer.
 pub const HIGH: usize = 64 * 1024;
 pub const LOW: usize = 32 * 1024;
+/// A relay reads no more of its upstream while more than this is unsent: it needs no long way back up.
+pub const FED: usize = 16 * 1024;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BodyEnd {
@@ -68,8 +70,11 @@ pub struct State {
     pub gone: bool,
     /// The answer is with hyper as a whole, or the connection is over.
     pub over: bool,
-    /// A relay that waits for room, or for the end.
+    /// The relay that writes the answer: woken at the end, and when there is room again, if it waits for that.
     pub feeder: Option<Waker>,
+    pub hungry: bool,
+    /// The socket had no room for all that hyper gave it.
+    pub slow: bool,
     /// A relay is writing the answer: `send` may not.
     pub relaying: bool,
     /// Somebody waits in `receive`; the futures, where it is Python.
@@ -123,6 +128,8 @@ impl Req {
                 gone: false,
                 over: false,
                 feeder: None,
+                hungry: false,
+                slow: false,
                 relaying: false,
                 watched: false,
                 receivers: Vec::new(),
@@ -216,8 +223,9 @@ impl State {
 
     /// There is room, or an end: the relay that waits for it goes on.
     pub fn feed(&mut self) {
-        if let Some(feeder) = self.feeder.take() {
-            feeder.wake();
+        self.hungry = false;
+        if let Some(feeder) = &self.feeder {
+            feeder.wake_by_ref();
         }
     }
 

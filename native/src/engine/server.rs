@@ -17,7 +17,7 @@ use hyper::service::Service;
 use super::call::Call;
 use super::exec::{Clock, Step, Task, NEVER};
 use super::io::{Gate, Io};
-use super::request::{refuse, Answer, BodyEnd, Req, LOW};
+use super::request::{refuse, Answer, BodyEnd, Req, FED, LOW};
 use super::sys::{Readiness, Wire};
 
 /// What Python is to be told after the poll.
@@ -197,8 +197,9 @@ impl ServerConn {
         if let Some(req) = current {
             let mut state = req.lock();
             let gate = self.gate.borrow();
-            if gate.ended && state.end != BodyEnd::Open {
+            if gate.ended && state.end != BodyEnd::Open && !state.gone {
                 state.gone = true; // a client that will send no more is taken as having left
+                state.feed();
             }
             if state.cut && state.is_out() && gate.flushed && !state.over {
                 drop(state);
@@ -212,7 +213,8 @@ impl ServerConn {
             if !state.senders.is_empty() && (state.out_size <= LOW || state.over) {
                 outbox.push(Event::Room(Arc::clone(&req)));
             }
-            if state.out_size <= LOW {
+            state.slow = !gate.flushed;
+            if state.hungry && state.out_size <= FED {
                 state.feed();
             }
             // How far it is behind when somebody waits for a body; else it takes as long as it takes.

@@ -5,18 +5,18 @@
 //! there, and again when what it waits for comes from the engine. For the app it is its `asyncio.current_task()`.
 //! The rules of a step are those of `asyncio/tasks.py` (Task.__step, 3.11), timeouts and cancellation included.
 
-use std::ptr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use pyo3::exceptions::asyncio::{CancelledError, InvalidStateError};
-use pyo3::exceptions::{PyRuntimeError, PyStopIteration};
+use pyo3::exceptions::{PyKeyboardInterrupt, PyRuntimeError, PySystemExit};
 use pyo3::ffi;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::asgi::{hooks_of, Hooks};
-use super::wake::Wake;
+use super::coroutine::{send, throw, Sent};
+use super::wake::{cancelled_error, without, Callback, Wake};
 
 enum Outcome {
     Value(Py<PyAny>),
@@ -28,10 +28,12 @@ struct State {
     /// What it waits for.
     waiter: Option<Py<PyAny>>,
     must_cancel: bool,
+    /// Of the last `cancel`.
+    message: Option<Py<PyAny>>,
     /// Of `cancel` calls that were not taken back.
     cancelling: usize,
     outcome: Option<Outcome>,
-    callbacks: Vec<(Py<PyAny>, Option<Py<PyAny>>)>,
+    callbacks: Vec<Callback>,
 }
 
 /// The task of one request.
@@ -56,6 +58,7 @@ impl Task {
                 coroutine: Some(coroutine),
                 waiter: None,
                 must_cancel: false,
+                message: None,
                 cancelling: 0,
                 outcome: None,
                 callbacks: Vec::new(),
@@ -83,11 +86,12 @@ impl Task {
             };
             let waiter = state.waiter.take();
             let cancel = std::mem::take(&mut state.must_cancel);
+            let message = state.message.as_ref().filter(|_| cancel).map(|m| m.clone_ref(py));
             drop(state);
             drop(waiter);
             let is_cancel = error.as_ref().is_some_and(|e| e.is_instance_of::<CancelledError>(py));
             let error = if cancel && !is_cancel {
-                Some(CancelledError::new_err(()))
+                Some(cancelled_error(py, message.as_ref()))
             } else {
                 error
             };
@@ -95,7 +99,17 @@ impl Task {
         };
         match this.run(py, &hooks, slf, &coroutine, error) {
             Ok(Sent::Yield(what)) => Self::wait(slf, &hooks, &what),
-            Ok(Sent::Return(value)) => Self::finish(slf, Outcome::Value(value)),
+            Ok(Sent::Return(value)) => {
+                let state = this.lock();
+                // Cancelled right before it stopped: it counts as cancelled.
+                let outcome = if state.must_cancel {
+                    Outcome::Error(cancelled_error(py, state.message.as_ref()))
+                } else {
+                    Outcome::Value(value)
+                };
+                drop(state);
+                Self::finish(slf, outcome);
+            }
             Err(err) => Self::finish(slf, Outcome::Error(err)),
         }
     }
@@ -178,14 +192,19 @@ impl Task {
     }
 
     fn pass_cancel(&self, slf: &Bound<'_, Self>, waiter: &Bound<'_, PyAny>) {
-        match waiter
-            .call_method0(intern!(slf.py(), "cancel"))
-            .and_then(|c| c.is_truthy())
-        {
+        match self.cancel_waiter(waiter) {
             Ok(true) => self.lock().must_cancel = false,
             Ok(false) => {}
             Err(err) => err.write_unraisable(slf.py(), None),
         }
+    }
+
+    fn cancel_waiter(&self, waiter: &Bound<'_, PyAny>) -> PyResult<bool> {
+        let py = waiter.py();
+        let with = PyDict::new(py);
+        let message = self.lock().message.as_ref().map(|m| m.clone_ref(py));
+        with.set_item(intern!(py, "msg"), message)?;
+        waiter.call_method(intern!(py, "cancel"), (), Some(&with))?.is_truthy()
     }
 
     fn later(&self, slf: &Bound<'_, Self>, hooks: &Hooks) {
@@ -211,6 +230,9 @@ impl Task {
     fn finish(slf: &Bound<'_, Self>, outcome: Outcome) {
         let py = slf.py();
         let this = slf.get();
+        // These two end the loop, not only the task that they came up in.
+        let ends = matches!(&outcome, Outcome::Error(err)
+            if err.is_instance_of::<PySystemExit>(py) || err.is_instance_of::<PyKeyboardInterrupt>(py));
         let (coroutine, callbacks) = {
             let mut state = this.lock();
             state.outcome = Some(outcome);
@@ -222,6 +244,14 @@ impl Task {
         }
         for (callback, context) in callbacks {
             if let Err(err) = this.call_back(slf, callback.bind(py), context.as_ref()) {
+                err.write_unraisable(py, None);
+            }
+        }
+        if let Some(hooks) = hooks_of(this.engine).filter(|_| ends) {
+            let called = slf
+                .getattr(intern!(py, "result"))
+                .and_then(|result| hooks.call_soon.bind(py).call1((result,)).map(drop));
+            if let Err(err) = called {
                 err.write_unraisable(py, None);
             }
         }
@@ -241,37 +271,6 @@ impl Task {
     }
 }
 
-enum Sent<'py> {
-    Yield(Bound<'py, PyAny>),
-    Return(Py<PyAny>),
-}
-
-fn send<'py>(coroutine: &Bound<'py, PyAny>) -> PyResult<Sent<'py>> {
-    let py = coroutine.py();
-    let mut out: *mut ffi::PyObject = ptr::null_mut();
-    let none = py.None();
-    // SAFETY: all three pointers are valid for the call; `out` is a new reference where the result says so.
-    let told = unsafe { ffi::PyIter_Send(coroutine.as_ptr(), none.as_ptr(), &mut out) };
-    // SAFETY: see above; null, with an exception set, after PYGEN_ERROR.
-    let out = unsafe { Bound::from_owned_ptr_or_err(py, out) }?;
-    match told {
-        ffi::PySendResult::PYGEN_NEXT => Ok(Sent::Yield(out)),
-        _ => Ok(Sent::Return(out.unbind())),
-    }
-}
-
-fn throw<'py>(coroutine: &Bound<'py, PyAny>, error: PyErr) -> PyResult<Sent<'py>> {
-    let py = coroutine.py();
-    match coroutine.call_method1(intern!(py, "throw"), (error.into_value(py),)) {
-        Ok(what) => Ok(Sent::Yield(what)),
-        Err(err) if err.is_instance_of::<PyStopIteration>(py) => {
-            let value = err.value(py).getattr(intern!(py, "value"))?;
-            Ok(Sent::Return(value.unbind()))
-        }
-        Err(err) => Err(err),
-    }
-}
-
 #[pymethods]
 impl Task {
     /// What it waited for is done; or it yielded the turn, and it is its turn again.
@@ -288,17 +287,19 @@ impl Task {
     /// As asyncio.Task.cancel: what it waits for is cancelled, or its next step begins with CancelledError.
     #[pyo3(signature = (msg=None))]
     fn cancel(&self, py: Python<'_>, msg: Option<&Bound<'_, PyAny>>) -> PyResult<bool> {
-        let _ = msg;
-        let waiter = {
+        let message = msg.filter(|msg| !msg.is_none()).map(|msg| msg.clone().unbind());
+        let (waiter, before) = {
             let mut state = self.lock();
             if state.outcome.is_some() {
                 return Ok(false);
             }
             state.cancelling += 1;
-            state.waiter.as_ref().map(|w| w.clone_ref(py))
+            let before = std::mem::replace(&mut state.message, message);
+            (state.waiter.as_ref().map(|w| w.clone_ref(py)), before)
         };
+        drop(before);
         if let Some(waiter) = waiter {
-            if waiter.call_method0(py, intern!(py, "cancel"))?.is_truthy(py)? {
+            if self.cancel_waiter(waiter.bind(py))? {
                 return Ok(true);
             }
         }
@@ -357,6 +358,16 @@ impl Task {
         }
         this.call_back(slf, callback, context.as_ref())
     }
+
+    fn remove_done_callback(&self, py: Python<'_>, callback: &Bound<'_, PyAny>) -> PyResult<usize> {
+        let all = std::mem::take(&mut self.lock().callbacks);
+        let (left, gone) = without(py, all, callback)?;
+        self.lock().callbacks.splice(0..0, left);
+        Ok(gone)
+    }
+
+    /// All have the same: a request has an id.
+    fn set_name(&self, _name: &Bound<'_, PyAny>) {}
 
     fn get_loop(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         let hooks = hooks_of(self.engine).ok_or_else(|| PyRuntimeError::new_err("the engine is closed"))?;

@@ -4,7 +4,6 @@
 //! failure of it is the call's fault like any other.
 
 use std::cell::{Cell, RefCell};
-use std::convert::Infallible;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -12,49 +11,23 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use bytes::Bytes;
 use http::{HeaderName, Request, Response};
-use http_body::{Body, Frame, SizeHint};
+use http_body::Body;
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 
-use super::call::{Call, Fault, MALFORMED, RESET_BEFORE, RESET_WITHIN};
+use super::call::{Call, Fault, CLIENT_GONE, MALFORMED, RESET_BEFORE, RESET_WITHIN};
 use super::dial::Tunnel;
 use super::exec::{Step, Task};
 use super::io::{Gate, Io};
-use super::pool::Pool;
+use super::pool::{Ground, Pool};
 use super::server::{Event, Outbox};
-use super::sys::{self, Connecting, Readiness};
+use super::sys::{self, Connecting, Readiness, Wire};
 use super::tls::Pace;
+use super::whole::Whole;
 
-/// Of a body, taken in one turn.
-const MOST_TAKEN: usize = 64 * 1024;
-
-/// The body of a request, which is there as a whole.
-pub struct Whole(Option<Bytes>);
-
-impl Whole {
-    pub fn new(data: Bytes) -> Self {
-        Self(Some(data))
-    }
-}
-
-impl Body for Whole {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        Poll::Ready(self.0.take().map(|data| Ok(Frame::data(data))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.0.is_none()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.0.as_ref().map_or(0, |data| data.len() as u64))
-    }
-}
+/// Of a body, taken at a time: with what one more piece has, this is what a slow client's queue is over its mark.
+const MOST_TAKEN: usize = 32 * 1024;
 
 type Answering = Pin<Box<dyn Future<Output = hyper::Result<Response<Incoming>>>>>;
 type Http = http1::Connection<Io, Whole>;
@@ -66,7 +39,17 @@ pub(super) enum Phase {
     /// The handshake of TLS is under way, on `gate`.
     Opening,
     Open(Box<Http>, http1::SendRequest<Whole>),
+    /// HTTP is over; what it has read of the answer waits for a reader that is slow.
+    Rest,
     Over,
+}
+
+/// How a connection comes about.
+pub enum Way {
+    /// To the first of these (best last) that can be reached.
+    Dial(Vec<SocketAddr>),
+    /// It is there already, but for its handshake.
+    Over(Box<dyn Wire>),
 }
 
 /// What is under way.
@@ -75,7 +58,8 @@ struct Running {
     request: Option<Request<Whole>>,
     answering: Option<Answering>,
     body: Option<Incoming>,
-    /// Bytes the connection had received before it.
+    /// The connection has served others before; so many bytes had come when this one was sent.
+    again: bool,
     before: u64,
 }
 
@@ -95,7 +79,6 @@ pub struct Upstream {
     running: RefCell<Option<Running>>,
     pub(super) pool: Weak<Pool>,
     pub(super) addresses: RefCell<Vec<SocketAddr>>,
-    used: Cell<u32>,
     pub idle_since_ns: Cell<u64>,
     outbox: Outbox,
     kept: Rc<[HeaderName]>,
@@ -108,37 +91,42 @@ pub struct Upstream {
 }
 
 impl Upstream {
-    /// A connection to the first of `addresses` (best last) that can be reached, with `request` to be sent on it.
-    #[allow(clippy::too_many_arguments)]
-    pub fn dial(
+    /// A connection with `request` to be sent on it.
+    pub fn new(
         pool: &Rc<Pool>,
-        addresses: Vec<SocketAddr>,
+        way: Way,
         call: Arc<Call>,
         request: Request<Whole>,
-        outbox: Outbox,
-        kept: Rc<[HeaderName]>,
-        pace: Rc<Pace>,
+        ground: &Ground<'_>,
         key: u64,
         watch: Box<dyn Fn(i32, bool) -> std::io::Result<()>>,
     ) -> Rc<Self> {
         let waker = call.waker.clone();
+        let (gate, phase, addresses) = match way {
+            Way::Dial(addresses) => (None, Phase::Connecting(Connecting::none()), addresses),
+            Way::Over(wire) => (
+                Some(Rc::new(RefCell::new(Gate::unguarded(wire)))),
+                Phase::Opening,
+                Vec::new(),
+            ),
+        };
         Rc::new(Self {
-            gate: RefCell::new(None),
-            phase: RefCell::new(Phase::Connecting(Connecting::none())),
+            gate: RefCell::new(gate),
+            phase: RefCell::new(phase),
             running: RefCell::new(Some(Running {
                 call,
                 request: Some(request),
                 answering: None,
                 body: None,
+                again: false,
                 before: 0,
             })),
             pool: Rc::downgrade(pool),
             addresses: RefCell::new(addresses),
-            used: Cell::new(0),
             idle_since_ns: Cell::new(0),
-            outbox,
-            kept,
-            pace,
+            outbox: Rc::clone(ground.outbox),
+            kept: Rc::clone(ground.kept),
+            pace: Rc::clone(ground.pace),
             waker,
             key,
             watch,
@@ -164,13 +152,13 @@ impl Upstream {
     /// The next request on an idle connection.
     pub fn give(&self, call: Arc<Call>, request: Request<Whole>) {
         call.lock().connected = true;
-        let before = self.gate.borrow().as_ref().map_or(0, |g| g.borrow().received);
         self.running.replace(Some(Running {
             call,
             request: Some(request),
             answering: None,
             body: None,
-            before,
+            again: true,
+            before: 0,
         }));
         self.waker.wake_by_ref();
     }
@@ -178,6 +166,10 @@ impl Upstream {
     /// The call under way, if it is not over.
     pub fn call(&self) -> Option<Arc<Call>> {
         self.running.borrow().as_ref().map(|running| Arc::clone(&running.call))
+    }
+
+    fn received(&self) -> u64 {
+        self.gate.borrow().as_ref().map_or(0, |gate| gate.borrow().received)
     }
 
     pub(super) fn fail(&self, fault: Fault) {
@@ -209,15 +201,12 @@ impl Upstream {
                 return false;
             };
             running.answering = Some(Box::pin(sender.send_request(request)));
-            self.used.set(self.used.get() + 1);
+            running.before = self.received();
             return true;
         }
-        if state.first_byte_ns == 0 {
-            let received = self.gate.borrow().as_ref().map_or(0, |g| g.borrow().received);
-            if received > running.before {
-                state.first_byte_ns = sys::now_ns();
-                state.seen = true;
-            }
+        if state.first_byte_ns == 0 && self.received() > running.before {
+            state.first_byte_ns = sys::now_ns();
+            state.seen = true;
         }
         let mut moved = false;
         if let Some(answering) = running.answering.as_mut() {
@@ -236,7 +225,7 @@ impl Upstream {
                 }
                 Poll::Ready(Err(e)) => {
                     running.answering = None;
-                    state.stale = self.used.get() > 1 && state.first_byte_ns == 0;
+                    state.stale = running.again && state.first_byte_ns == 0;
                     state.fail(if e.is_parse() { MALFORMED } else { RESET_BEFORE });
                     return true;
                 }
@@ -246,7 +235,7 @@ impl Upstream {
         let mut size = 0;
         let mut ended = false;
         if let Some(body) = running.body.as_mut() {
-            while size < MOST_TAKEN && state.has_room(cx.waker()) {
+            while size < MOST_TAKEN && state.has_room() {
                 match Pin::new(&mut *body).poll_frame(cx) {
                     Poll::Pending => break,
                     Poll::Ready(Some(Ok(frame))) => {
@@ -283,6 +272,13 @@ impl Upstream {
         moved
     }
 
+    /// Whether there is more of the answer, for which its reader has no room.
+    fn has_rest(&self) -> bool {
+        let slot = self.running.borrow();
+        slot.as_ref()
+            .is_some_and(|running| running.body.is_some() && running.call.lock().paused)
+    }
+
     /// After hyper's turn: tell whoever waits, and say how things stand.
     fn look(&self) -> After {
         let mut slot = self.running.borrow_mut();
@@ -306,7 +302,10 @@ impl Upstream {
 impl Task for Upstream {
     fn poll(&self, cx: &mut Context<'_>, turn: u64) -> Step {
         if self.call().is_some_and(|call| {
-            let state = call.lock();
+            let mut state = call.lock();
+            if state.is_deserted() {
+                state.fail(CLIENT_GONE);
+            }
             state.closed || state.fault.is_some()
         }) {
             self.look();
@@ -323,15 +322,13 @@ impl Task for Upstream {
         };
         gate.borrow_mut().begin(turn);
         let over = loop {
-            let polled = {
-                let mut phase = self.phase.borrow_mut();
-                let Phase::Open(http, _) = &mut *phase else {
-                    return Step::Done;
-                };
-                Pin::new(http.as_mut()).poll(cx)
+            let ended = match &mut *self.phase.borrow_mut() {
+                Phase::Open(http, _) => Pin::new(http.as_mut()).poll(cx).is_ready(),
+                Phase::Rest => true,
+                _ => return Step::Done,
             };
             let moved = self.advance(cx);
-            if polled.is_ready() {
+            if ended {
                 while self.advance(cx) {}
                 break true;
             }
@@ -346,6 +343,10 @@ impl Task for Upstream {
                 if !self.pool.upgrade().is_some_and(|pool| pool.give_back(self.key)) {
                     return Step::Done;
                 }
+            }
+            After::Running if over && self.has_rest() => {
+                self.phase.replace(Phase::Rest);
+                return Step::Wait;
             }
             _ if over => return Step::Done,
             _ => {}
@@ -374,11 +375,12 @@ impl Task for Upstream {
 
     fn close(&self) {
         self.unwatch();
-        let begun = self
-            .running
-            .borrow()
-            .as_ref()
-            .map(|running| running.call.lock().status > 0);
+        let begun = self.running.borrow().as_ref().map(|running| {
+            let mut state = running.call.lock();
+            // It ended before it had as much as taken the request.
+            state.stale |= running.again && state.first_byte_ns == 0 && state.fault.is_none();
+            state.status > 0
+        });
         if let Some(begun) = begun {
             self.fail(if begun { RESET_WITHIN } else { RESET_BEFORE });
         }

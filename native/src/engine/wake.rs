@@ -4,7 +4,7 @@
 //! A future of asyncio's own wakes its task through `call_soon`, which is another turn of the loop, another system call.
 //! This one calls back straight from the engine's turn, where no task is running.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use pyo3::exceptions::asyncio::{CancelledError, InvalidStateError};
 use pyo3::exceptions::{PyRuntimeError, PyStopIteration};
@@ -12,6 +12,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::asgi::hooks_of;
+use super::call::Call;
 use super::task::Task;
 
 #[derive(Default)]
@@ -20,7 +21,8 @@ enum Outcome {
     Pending,
     Value(Py<PyAny>),
     Error(PyErr),
-    Cancelled,
+    /// With the message that `cancel` was given.
+    Cancelled(Option<Py<PyAny>>),
 }
 
 #[derive(Default)]
@@ -29,13 +31,39 @@ struct State {
     blocking: bool,
     /// Our own task that awaits it: stepped without a callback.
     task: Option<Py<Task>>,
-    callbacks: Vec<(Py<PyAny>, Option<Py<PyAny>>)>,
+    callbacks: Vec<Callback>,
+}
+
+/// What is called when it is done, and in which context.
+pub type Callback = (Py<PyAny>, Option<Py<PyAny>>);
+
+/// Those that are not `callback`, and how many are.
+pub fn without(py: Python<'_>, all: Vec<Callback>, callback: &Bound<'_, PyAny>) -> PyResult<(Vec<Callback>, usize)> {
+    let before = all.len();
+    let mut left = Vec::with_capacity(before);
+    for one in all {
+        if !one.0.bind(py).eq(callback)? {
+            left.push(one);
+        }
+    }
+    let gone = before - left.len();
+    Ok((left, gone))
+}
+
+/// What `cancel(msg)` makes of a message, as asyncio's futures do.
+pub fn cancelled_error(py: Python<'_>, message: Option<&Py<PyAny>>) -> PyErr {
+    match message {
+        Some(message) => CancelledError::new_err((message.clone_ref(py),)),
+        None => CancelledError::new_err(()),
+    }
 }
 
 /// A future of this engine.
 #[pyclass(frozen, weakref)]
 pub struct Wake {
     engine: u64,
+    /// It is the end of this call's relay: cancelled, it ends the call.
+    relay: Option<Weak<Call>>,
     state: Mutex<State>,
 }
 
@@ -45,6 +73,19 @@ impl Wake {
             py,
             Self {
                 engine,
+                relay: None,
+                state: Mutex::default(),
+            },
+        )
+    }
+
+    /// For the end of a relay.
+    pub fn of_relay(py: Python<'_>, engine: u64, call: &Arc<Call>) -> PyResult<Py<Self>> {
+        Py::new(
+            py,
+            Self {
+                engine,
+                relay: Some(Arc::downgrade(call)),
                 state: Mutex::default(),
             },
         )
@@ -65,8 +106,25 @@ impl Wake {
         if !matches!(state.outcome, Outcome::Pending) {
             return false;
         }
-        state.task = Some(task);
+        match &state.task {
+            None => state.task = Some(task),
+            // Somebody else's await is under way: both go on.
+            Some(_) => {
+                drop(state);
+                return self.wait_too(task);
+            }
+        }
         true
+    }
+
+    fn wait_too(&self, task: Py<Task>) -> bool {
+        Python::attach(|py| match task.getattr(py, "wakeup") {
+            Ok(wakeup) => {
+                self.lock().callbacks.push((wakeup, None));
+                true
+            }
+            Err(_) => false,
+        })
     }
 
     /// Its outcome is there: those who wait go on now. Nothing may be borrowed, and no task may be running.
@@ -93,8 +151,7 @@ impl Wake {
         }
     }
 
-    #[allow(clippy::type_complexity)]
-    fn settle(&self, outcome: Outcome) -> Option<(Option<Py<Task>>, Vec<(Py<PyAny>, Option<Py<PyAny>>)>)> {
+    fn settle(&self, outcome: Outcome) -> Option<(Option<Py<Task>>, Vec<Callback>)> {
         let mut state = self.lock();
         if !matches!(state.outcome, Outcome::Pending) {
             return None;
@@ -130,7 +187,7 @@ impl Wake {
             Outcome::Pending => Err(InvalidStateError::new_err("result is not set")),
             Outcome::Value(value) => Ok(value.clone_ref(py)),
             Outcome::Error(err) => Err(err.clone_ref(py)),
-            Outcome::Cancelled => Err(CancelledError::new_err(())),
+            Outcome::Cancelled(message) => Err(cancelled_error(py, message.as_ref())),
         }
     }
 }
@@ -184,7 +241,7 @@ impl Wake {
     }
 
     fn cancelled(&self) -> bool {
-        matches!(self.lock().outcome, Outcome::Cancelled)
+        matches!(self.lock().outcome, Outcome::Cancelled(_))
     }
 
     fn result(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
@@ -196,7 +253,7 @@ impl Wake {
             Outcome::Pending => Err(InvalidStateError::new_err("exception is not set")),
             Outcome::Value(_) => Ok(None),
             Outcome::Error(err) => Ok(Some(err.clone_ref(py).into_value(py).into_any())),
-            Outcome::Cancelled => Err(CancelledError::new_err(())),
+            Outcome::Cancelled(message) => Err(cancelled_error(py, message.as_ref())),
         }
     }
 
@@ -220,27 +277,34 @@ impl Wake {
     /// Returns how many there were.
     fn remove_done_callback(&self, py: Python<'_>, callback: &Bound<'_, PyAny>) -> PyResult<usize> {
         let all = std::mem::take(&mut self.lock().callbacks);
-        let mut left = Vec::with_capacity(all.len());
-        let before = all.len();
-        for one in all {
-            if !one.0.bind(py).eq(callback)? {
-                left.push(one);
-            }
-        }
-        let after = left.len();
+        let (left, gone) = without(py, all, callback)?;
         self.lock().callbacks.splice(0..0, left);
-        Ok(before - after)
+        Ok(gone)
+    }
+
+    fn _make_cancelled_error<'py>(&self, py: Python<'py>) -> Bound<'py, PyAny> {
+        let error = match &self.lock().outcome {
+            Outcome::Cancelled(message) => cancelled_error(py, message.as_ref()),
+            _ => CancelledError::new_err(()),
+        };
+        error.into_value(py).into_bound(py).into_any()
     }
 
     /// Whoever waits for it gets a CancelledError, in a turn of the loop of its own. False if it is done already.
     #[pyo3(signature = (msg=None))]
     fn cancel(slf: &Bound<'_, Self>, msg: Option<&Bound<'_, PyAny>>) -> PyResult<bool> {
-        let _ = msg;
         let py = slf.py();
         let this = slf.get();
-        let Some((task, callbacks)) = this.settle(Outcome::Cancelled) else {
+        let message = msg.filter(|msg| !msg.is_none()).map(|msg| msg.clone().unbind());
+        let Some((task, callbacks)) = this.settle(Outcome::Cancelled(message)) else {
             return Ok(false);
         };
+        if let Some(call) = this.relay.as_ref().and_then(Weak::upgrade) {
+            drop(call.end());
+            if let Some(hooks) = hooks_of(this.engine) {
+                hooks.schedule(py)?;
+            }
+        }
         if let Some(task) = task {
             let wakeup = task.bind(py).getattr("wakeup")?;
             this.call_later(slf, &wakeup, None)?;
