@@ -23,9 +23,10 @@ from .ingress.caller import Callers
 from .ingress.endpoints import Endpoints
 from .route.health import Breaker
 from .route.retry import RetryBudget, Window
-from .route.spec import Match, RouteSpec, StreamSpec, TargetSpec
+from .route.spec import Match, RouteSpec, StreamSpec, TargetSpec, counting, half_life_s, leaves, tree_of
 from .route.spec import Window as RestartWindow
 from .route.stage import Routes
+from .route.stats import Stats
 from .telemetry import record
 from .telemetry.metrics import Metrics, Snapshot
 from .telemetry.ring import Ring
@@ -71,6 +72,8 @@ class App:
         self._breakers: dict[tuple[str, str, str], Breaker] = {}
         self._abilities: dict[tuple[str, str, str, str], Ability] = {}
         self._budgets: dict[tuple[str, float], RetryBudget] = {}
+        self._stats: dict[tuple[str, str, str, float], Stats] = {}
+        self._turns: dict[str, dict[str, int]] = {}
         flow = self._build(config, version, simulators or {})
         sample = self._sample(config)
         self.endpoints = Endpoints(flow, self._clock, self.callers, self._rng, sample)
@@ -157,7 +160,7 @@ class App:
         def targets(spec: TargetSpec, route: RouteSpec | None) -> tuple[Target, ...]:
             return tuple(self._target(spec, route, account, catalog) for account in accounts[spec.provider])
 
-        routes = [self._route(spec, config, tuple(targets(t, spec) for t in spec.targets)) for spec in config.routes]
+        routes = [self._route(spec, config, tuple(targets(t, spec) for t in leaves(spec))) for spec in config.routes]
         direct = {}
         for name in config.providers:
             # Past the routes one asks for what this very provider says: as it comes, and nobody goes on for it.
@@ -231,11 +234,23 @@ class App:
             health=self._breakers.setdefault(key, Breaker(self._rng)),
             port=port,
             ability=self._abilities.setdefault((*key, prefill), Ability(prefill)),
+            stats=self._statistics(spec, route) if route is not None and counting(route) else None,
+            label=spec.label,
+            rpm=spec.rpm or 0,
+            tpm=spec.tpm or 0,
+            facts=model,
             context_tokens=(model.context_tokens or 0) if model is not None else 0,
             price=model.price if model is not None else None,
             model_json=msgspec.json.encode(spec.model) if spec.model else None,
             head=tuple(head),
         )
+
+    def _statistics(self, spec: TargetSpec, route: RouteSpec) -> Stats:
+        """All accounts of one target have one."""
+        key = (route.name, spec.provider, spec.model or "", half_life_s(route))
+        if key not in self._stats:
+            self._stats[key] = Stats(key[3], self._turns.setdefault(route.name, {}))
+        return self._stats[key]
 
     def _route(
         self, spec: RouteSpec, config: Config, groups: tuple[tuple[Target, ...], ...], strip_prefix: bool = False
@@ -252,6 +267,7 @@ class App:
             match=spec.match.model,
             groups=groups,
             policy=spec.routing_policy,
+            tree=tree_of(spec),
             retries_max=spec.retries.max,
             budget=self._budgets[key],
             stream=stream,

@@ -140,7 +140,7 @@ def _greet(supervisor: Any, engine: str, dev: bool) -> None:
         f"listening on {scheme}://{host}:{supervisor.port}, admin on http://{config.admin.host}:{supervisor.admin.port}"
     )
     for route in config.routes:
-        targets = ", ".join(f"{t.provider}/{t.model}" if t.model else t.provider for t in route.targets)
+        targets = ", ".join(t.label for t in route.targets)
         kind = type(route.routing_policy).__struct_config__.tag
         say(f"  route {route.name}: {route.match.model} -> {kind}: {targets}")
     if dev and not config.auth.keys:
