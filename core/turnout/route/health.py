@@ -1,7 +1,8 @@
 """A target's condition: a small breaker and cool-downs. Pure; times are monotonic nanoseconds.
 
 States: closed (used), open (left alone until `open_until`), half-open (one probe at a time decides). Five failures in a
-row open it; each time it opens again without a success in between, it stays open twice as long.
+row open it; each time it opens again without a success in between, it stays open twice as long, less up to a
+quarter by chance.
 A stream that begins well says so at once (`began`) and is counted as a success when it has had its end: a target that
 breaks in the middle of every answer is opened by five such breaks in a row.
 A rate limit (429) is not a failure of the target: it cools down for as long as it says, and stays closed.
@@ -13,7 +14,10 @@ from ..errors import Fault
 
 FAILURES_TO_OPEN = 5  # as Envoy's consecutive_5xx default
 OPEN_NS = 2_000_000_000
-OPEN_MAX_NS = 60_000_000_000
+OPEN_MAX_NS = (
+    16_000_000_000  # a target that has healed is back within half a minute (bench/routing), at a probe each 16 s
+)
+JITTER = 0.25
 PROBE_LEASE_NS = 60_000_000_000  # a probe whose end was never told (a lost client) blocks no longer than this
 COOL_NS = 1_000_000_000  # a 429 that names no time: 1 s x 2^n, full jitter
 COOL_MAX_NS = 30_000_000_000
@@ -98,7 +102,10 @@ class Breaker:
         probing = bool(self._probe_ns)
         self._probe_ns = 0
         if max(self._failures, self._breaks) >= FAILURES_TO_OPEN and (probing or not self.open_until_ns):
-            self.open_until_ns = now_ns + min(OPEN_NS << min(self._opened, 5), OPEN_MAX_NS)
+            most = min(OPEN_NS << min(self._opened, 5), OPEN_MAX_NS)
+            if self._opened:  # workers, and targets of one provider, are not to come back in one moment
+                most -= int(most * JITTER * self._rng.random())
+            self.open_until_ns = now_ns + most
             self._opened += 1
             self.opens += 1
         elif self.open_until_ns and now_ns >= self.open_until_ns:

@@ -15,7 +15,7 @@ from math import exp2
 
 HALF_LIFE_S = 10.0
 SHORTER = 10.0  # the short memory's half-life is this much shorter
-LEAN = 3.0  # answers' worth of the usual in the short memory
+LEAN = 4.0  # answers' worth of the usual in the short memory
 LATE = 2.0  # times the estimate: from then on a waiting attempt counts (simulator: at 1 usual noise moves the estimate)
 SURPRISE = 2.0  # times more or less than usual
 SURPRISES = 3  # in a row
@@ -179,6 +179,11 @@ class Latency:
     @property
     def usual_size(self) -> float:
         return self.wp / self.w if self.w > 0.0 else 0.0
+
+    @property
+    def better(self) -> bool:
+        """The last answer was surprisingly fast: this may be a change."""
+        return self._run < 0
 
     @property
     def waiting(self) -> int:

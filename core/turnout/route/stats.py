@@ -19,7 +19,7 @@ TOKENS_RATE = 0.02  # weight of the newest answer in the mean length of answers
 
 
 # Good until, seconds at the usual size, how many answers that rests on, seconds more per unit of size, the usual size,
-# 1 / success squared.
+# 1 / success.
 Look = tuple[int, float, float, float, float, float]
 FRESH_NS = 5_000_000
 _NEVER: Look = (-1, 0.0, 0.0, 0.0, 0.0, 1.0)
@@ -130,7 +130,7 @@ class Stats:
             w,
             side.slope() if side.w > 1.0 else 0.0,
             side.usual_size,
-            1.0 / (good * good),
+            1.0 / good,
         )
         if stream:
             self.seen = look
