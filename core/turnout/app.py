@@ -21,6 +21,7 @@ from .exchange import Ability, Exchange, Receive, Route, Send, Target
 from .flow import Flow
 from .ingress.caller import Callers
 from .ingress.endpoints import Endpoints
+from .ingress.question import Question, answer
 from .route.health import Breaker
 from .route.retry import RetryBudget, Window
 from .route.spec import Match, RouteSpec, StreamSpec, TargetSpec, counting, half_life_s, leaves, tree_of
@@ -134,6 +135,10 @@ class App:
             if breaker.opens:
                 out.setdefault("turnout_breaker_opens_total", {})[key] = breaker.opens
         return out
+
+    def explain(self, question: Question) -> dict[str, Any]:
+        """What would become of such a request now."""
+        return answer(self.endpoints.flow, question, self._clock.now_ns(), self._clock.wall_ns())
 
     def _tick(self) -> None:
         now = self._clock.now_ns()

@@ -1,7 +1,8 @@
 """Finding the route of a request and ranking its targets."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from random import Random
 
 from ..errors import Fault
@@ -77,6 +78,15 @@ class Routes:
     def names_for(self, principal: Principal) -> list[str]:
         """The models this key may ask for by name: patterns are listed as they stand."""
         return [r.match for r in self.all if self._allowed(principal, r.match)]
+
+    @contextmanager
+    def rehearsal(self) -> Iterator[None]:
+        """What is drawn in here will be drawn again."""
+        state = self._rng.getstate()
+        try:
+            yield
+        finally:
+            self._rng.setstate(state)
 
     def rank(self, route: Route, x: Exchange, now_ns: int, why: Why | None = None) -> Sequence[Target]:
         """The targets of the route, best first. Accounts of one target share its load by their weights."""
