@@ -1,4 +1,4 @@
-"""Ten days in the life of a pool of four targets."""
+"""Twelve days in the life of a pool of four targets."""
 
 from collections.abc import Callable
 from math import pi, sin
@@ -35,5 +35,6 @@ SCENARIOS = [
     Scenario("cold start", four, seconds=20, warm_s=0.0),
     Scenario("429 walls", lambda: four(per_second=20.0)),
     Scenario("8 workers", degraded, workers=8, seconds=120),
+    Scenario("8 workers of one host", degraded, workers=8, shared=True, seconds=120),
     Scenario("bursts", four, rate=lambda t: (60 + 40 * sin(t / 15)) * (3.0 if t % 20 < 2 else 1.0), most_rate=300.0),
 ]

@@ -13,10 +13,14 @@ from typing import Any, Protocol
 
 from turnout.errors import Fault
 from turnout.exchange import Exchange, Principal, Surface, Target
+from turnout.native import Counters
 from turnout.route.attempts import Attempts, Try, Wait
 from turnout.route.health import Breaker
 from turnout.route.retry import RetryBudget
+from turnout.route.share import Share
 from turnout.route.stats import Stats
+from turnout.state.table import memory, row
+from turnout.upstream.client import TICK_S
 
 S = 1_000_000_000
 T0 = 1_000 * S
@@ -61,6 +65,7 @@ class Scenario:
     rate: Callable[[float], float] = lambda t: 60.0
     most_rate: float = 60.0
     workers: int = 1
+    shared: bool = False  # workers share their statistics, as those of one host do
     seconds: float = 90.0
     warm_s: float = 5.0  # not measured
 
@@ -120,6 +125,8 @@ class World:
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._number = 0
         self.seen: list[Seen] = []
+        fd = memory() if scenario.shared else -1
+        self.shares: list[Share] = []
         self.workers: list[tuple[Chooser, list[Target], RetryBudget, Random]] = []
         for w in range(scenario.workers):
             rng = Random(f"{scenario.name} {seed} {w}")
@@ -128,6 +135,9 @@ class World:
                        port=None, stats=Stats(), label=p.name)
                 for p in self.places
             ]  # fmt: skip
+            if scenario.shared:
+                found = [row(Counters(fd), f"stats {p.name}") for p in self.places]
+                self.shares += [Share(t.stats, cells, T0) for t, cells in zip(targets, found, strict=True) if cells is not None]
             self.workers.append((make(targets, self.places, rng), targets, RetryBudget(0.1), rng))
 
     def at(self, t: float, do: Callable[[], None]) -> None:
@@ -139,10 +149,18 @@ class World:
         while (t := t + self.rng.expovariate(scenario.most_rate)) < scenario.seconds:
             if self.rng.random() * scenario.most_rate < scenario.rate(t):
                 self.at(t, Request(self, self.rng.randrange(scenario.workers), self.rng.choice(BODIES)).start)
+        self._tick()
         while self._queue:
             self.now, _, do = heapq.heappop(self._queue)
             do()
         return self.seen
+
+    def _tick(self) -> None:
+        """As the workers' own tick (upstream/client.py)."""
+        for share in self.shares:
+            share.sync(self.ns())
+        if self.shares and self.now < self.scenario.seconds:
+            self.at(self.now + TICK_S, self._tick)
 
     def ns(self) -> int:
         return T0 + int(self.now * S)

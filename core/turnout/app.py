@@ -23,7 +23,8 @@ from .ingress.caller import Callers
 from .ingress.endpoints import Endpoints
 from .ingress.question import Question, answer
 from .route.health import Breaker
-from .route.retry import RetryBudget, Window
+from .route.retry import RetryBudget
+from .route.share import Cells, Share
 from .route.spec import Match, RouteSpec, StreamSpec, TargetSpec, counting, half_life_s, leaves, tree_of
 from .route.spec import Window as RestartWindow
 from .route.stage import Routes
@@ -56,7 +57,7 @@ class App:
         ring: Ring | None = None,
         simulators: dict[str, str] | None = None,
         make_client: Callable[[asyncio.AbstractEventLoop, Callable[[], int]], Any] = Client,
-        window: Callable[[str], Window | None] = lambda name: None,
+        window: Callable[[str], Cells | None] = lambda name: None,
     ) -> None:
         """`window(name)`: cells for this name that all workers count in; None where there are none to share."""
         self._loop = asyncio.get_running_loop()
@@ -75,6 +76,7 @@ class App:
         self._budgets: dict[tuple[str, float], RetryBudget] = {}
         self._stats: dict[tuple[str, str, str, float], Stats] = {}
         self._turns: dict[str, dict[str, int]] = {}
+        self._shares: list[Share] = []
         flow = self._build(config, version, simulators or {})
         sample = self._sample(config)
         self.endpoints = Endpoints(flow, self._clock, self.callers, self._rng, sample)
@@ -145,6 +147,8 @@ class App:
         self._timer = self._loop.call_later(TICK_S, self._tick)
         self.client.tick(now)
         self.callers.tick(now)
+        for share in self._shares:
+            share.sync(now)
 
     def _settled(self, x: Exchange) -> None:
         self.metrics.observe(x)
@@ -254,7 +258,9 @@ class App:
         """All accounts of one target have one."""
         key = (route.name, spec.provider, spec.model or "", half_life_s(route))
         if key not in self._stats:
-            self._stats[key] = Stats(key[3], self._turns.setdefault(route.name, {}))
+            self._stats[key] = stats = Stats(key[3], self._turns.setdefault(route.name, {}))
+            if (cells := self._window(f"stats {' '.join(map(str, key))}")) is not None:
+                self._shares.append(Share(stats, cells, self._clock.now_ns()))
         return self._stats[key]
 
     def _route(

@@ -42,14 +42,14 @@ def test_no_peer_is_better_and_the_oracle_not_much(scenario: str, seeds: int) ->
     assert ours.mean <= 1.15 * result(scenario, "oracle", seeds).mean
 
 
-@pytest.mark.parametrize("scenario", ["degrades 10x", "8 workers"])
+@pytest.mark.parametrize("scenario", ["degrades 10x", "8 workers", "8 workers of one host"])
 def test_a_target_that_turns_slow_is_left_within_two_seconds_and_comes_back(scenario: str, seeds: int) -> None:
     ours = result(scenario, OURS, seeds)
     fair = ours.share(0, 15, 30)
     assert fair > 0.25
-    assert ours.share(0, 32, 34) <= 0.1 * fair if scenario == "degrades 10x" else ours.share(0, 33, 36) <= 0.25 * fair
+    assert ours.share(0, 32, 34) <= 0.1 * fair
     assert 0 < ours.share(0, 36, 60) <= 0.05, "probes only"
-    if scenario == "degrades 10x":
+    if scenario != "8 workers":  # eight that share nothing, as on eight hosts, take longer
         assert ours.share(0, 80, 90) >= 0.8 * fair, "within 30 s of its healing"
 
 

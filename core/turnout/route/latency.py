@@ -41,6 +41,8 @@ class Latency:
 
         "_waiting",
         "log",
+        "own",
+        "ownx",
         "w",
         "wp",
         "wpp",
@@ -52,13 +54,15 @@ class Latency:
         self._rate = 1.0 / (half_life_s * 1e9)
         self._short_rate = self._rate * SHORTER
         self._at_ns = 0
-        self.w = self.wx = self.wp = self.wpp = self.wpx = 0.0
+        self.w = self.wx = 0.0
+        # Of one's own answers, for the slope: those of others come without their sizes.
+        self.own = self.ownx = self.wp = self.wpp = self.wpx = 0.0
         self._short_w = self._short_wx = 0.0
-        self._run = 0  # surprises in a row: above 0 slow ones, below fast ones
+        self._run = 0.0  # surprises in a row: above 0 slow ones, below fast ones
         self._waiting: dict[int, int] = {}  # attempt -> since when, oldest first; none of them late yet
         self._late_n = 0
         self._late_sum = 0  # of since when, of the late ones
-        self.log: list[int] | None = None  # sums for others, see share.py
+        self.log: list[float] | None = None  # seconds at the usual size, for others: see share.py
 
     # ---- what happens
 
@@ -73,39 +77,52 @@ class Latency:
 
     def saw(self, seconds: float, size: float, now_ns: int) -> None:
         """An answer began after so long; `size` of its prompt (any unit, one for all). O(1)."""
-        if self.w > 1.0:
-            usual = self.wx / self.w + self.slope() * (size - self.wp / self.w)
-            if seconds > SURPRISE * usual:
-                self._run = max(1, self._run + 1)
-            elif seconds * SURPRISE < usual:
-                self._run = min(-1, self._run - 1)
-            else:
-                self._run = 0
-            if abs(self._run) >= SURPRISES:
-                self._run = 0
-                self._scale(FORGET)
-                again = SURPRISES - 1.0  # the newest stands for all of them
-                self.merge(again, again * seconds, again * size, again * size * size, again * size * seconds, now_ns)
+        self._compare(seconds, size, 1, now_ns)
         self.merge(1.0, seconds, size, size * size, size * seconds, now_ns)
         if (log := self.log) is not None:
-            log[0] += 1
-            log[1] += int(seconds * 1e6)
-            log[2] += int(size)
-            log[3] += int(size * size)
-            log[4] += int(size * seconds * 1e3)
+            log.append(max(0.0, seconds - self.slope() * (size - self.usual_size)))
+
+    def heard(self, n: float, seconds: float, now_ns: int) -> None:
+        """Others saw `n` answers, which took so long on average at a usual size. What is usual is the same for all, as
+        all get the same mix of requests; the slope is learned from one's own alone."""
+        self._compare(seconds, self.usual_size, n, now_ns)
+        self._age(now_ns)
+        self._add(n, n * seconds, n * seconds)
+
+    def _add(self, n: float, x: float, level: float) -> None:
+        self.w += n
+        self.wx += x
+        self._short_w += n
+        self._short_wx += level
+
+    def _compare(self, seconds: float, size: float, n: float, now_ns: int) -> None:
+        """Whether this is a surprise, and with those before it a change."""
+        if self.w <= 1.0:
+            return
+        usual = self.wx / self.w + self.slope() * (size - self.usual_size)
+        if seconds > SURPRISE * usual:
+            self._run = max(0.0, self._run) + n
+        elif seconds * SURPRISE < usual:
+            self._run = min(0.0, self._run) - n
+        else:
+            self._run = 0.0
+        if abs(self._run) >= SURPRISES:
+            self._run = 0.0
+            self._scale(FORGET)
+            again = SURPRISES - 1.0  # the newest stands for all of them
+            self._age(now_ns)
+            self._add(again, again * seconds, again * (seconds - self.slope() * (size - self.usual_size)))
 
     def merge(self, n: float, x: float, p: float, pp: float, px: float, now_ns: int) -> None:
         """Add `n` answers: the sums of their seconds, sizes, squared sizes and products."""
         self._age(now_ns)
-        self.w += n
-        self.wx += x
+        self.own += n
+        self.ownx += x
         self.wp += p
         self.wpp += pp
         self.wpx += px
         # The short memory compares targets at the size that is usual here.
-        level = x - (self.slope() * (p - n * self.wp / self.w) if self.w > n else 0.0)
-        self._short_w += n
-        self._short_wx += level
+        self._add(n, x, x - self.slope() * (p - n * self.usual_size) if self.own > n else x)
 
     def _age(self, now_ns: int) -> None:
         past = now_ns - self._at_ns
@@ -113,6 +130,8 @@ class Latency:
             f = exp2(-past * self._rate) if self._at_ns else 0.0
             self.w *= f
             self.wx *= f
+            self.own *= f
+            self.ownx *= f
             self.wp *= f
             self.wpp *= f
             self.wpx *= f
@@ -124,6 +143,8 @@ class Latency:
     def _scale(self, f: float) -> None:
         self.w *= f
         self.wx *= f
+        self.own *= f
+        self.ownx *= f
         self.wp *= f
         self.wpp *= f
         self.wpx *= f
@@ -134,11 +155,11 @@ class Latency:
 
     def slope(self) -> float:
         """Seconds more for each unit of size; never below 0."""
-        w = self.w
-        if w <= 0.0:
+        w = self.own
+        if w <= 1.0:
             return 0.0
         spread = self.wpp - self.wp * self.wp / w
-        shared = self.wpx - self.wp * self.wx / w
+        shared = self.wpx - self.wp * self.ownx / w
         if spread <= LEAST_SPREAD * self.wpp or shared <= 0.0:  # all of one size: what is left is rounding
             return 0.0
         return shared / (spread * (1.0 + STEADY / w))
@@ -178,7 +199,7 @@ class Latency:
 
     @property
     def usual_size(self) -> float:
-        return self.wp / self.w if self.w > 0.0 else 0.0
+        return self.wp / self.own if self.own > 0.0 else 0.0
 
     @property
     def better(self) -> bool:

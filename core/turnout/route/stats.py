@@ -50,13 +50,15 @@ class Stats:
         self.seen = self.seen_plain = _NEVER  # the last looks
         self.turns = {} if turns is None else turns  # round-robin's
         self.returned_ns = 0  # when its breaker closed again; 0: long ago
-        self.log: list[int] | None = None  # [succeeded, failed] for others, see share.py
+        self.log: list[int] | None = None  # attempts that succeeded, that failed, that began: for others, see share.py
 
     # ---- what happens
 
     def begin(self, attempt: int, stream: bool, now_ns: int) -> None:
         self.in_flight += 1
         self.begun_ns = now_ns
+        if self.log is not None:
+            self.log[2] += 1
         self._count(0, 1, now_ns)
         (self.stream if stream else self.plain).begin(attempt, now_ns)
 

@@ -87,7 +87,7 @@ def scored(targets: Sequence[Target], x: Exchange, now_ns: int) -> tuple[list[fl
         size = float(len(x.body))
     else:
         # Answers differ in length by target as well: all are compared at one length, what is usual on the route.
-        sizes = [look[4] for look in looks if look[2] > 0.0]
+        sizes = [look[4] for look in looks if look[4] > 0.0]
         size = sum(sizes) / len(sizes) if sizes else 0.0
     middle = -1.0
     seconds: list[float] = []
