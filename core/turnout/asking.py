@@ -43,10 +43,10 @@ class Asking:
         self.now = clock.now_ns
         self._rng = rng
 
-    def course(self, x: Exchange, targets: Sequence[Target] | None = None) -> Attempts:
+    def course(self, x: Exchange, targets: Sequence[Target] | None = None, now_ns: int = 0) -> Attempts:
         route = x.route
         assert route is not None
-        ranked = self._routes.rank(route, x, self.now()) if targets is None else targets
+        ranked = self._routes.rank(route, x, now_ns or self.now()) if targets is None else targets
         return Attempts(ranked, route.retries_max, route.budget, x.deadline_ns, self._rng)
 
     async def attempts(
@@ -59,8 +59,8 @@ class Asking:
         """Try targets until one serves. Raises the Fault that the client is told. `cause` stands in for that of the course."""
         route = x.route
         assert route is not None
-        course = course or self.course(x)
         now = self.now()
+        course = course or self.course(x, None, now)
         while True:
             step = course.next(now)
             if step is None:

@@ -129,6 +129,7 @@ class Route(msgspec.Struct, kw_only=True):
     policy: Any  # route.policies: rank(targets, x, now_ns, rng, why) -> order of indexes
     tree: Any = None  # route.tree.Branch, where targets are nested
     heads: tuple[Target, ...] = ()  # the first account of each target: what policies rank
+    spread: bool = False  # some target has several accounts
     retries_max: int
     budget: Any  # route.retry.RetryBudget
     stream: Any = None  # route.spec.StreamSpec
@@ -143,6 +144,7 @@ class Route(msgspec.Struct, kw_only=True):
 
     def __post_init__(self) -> None:
         self.heads = tuple(group[0] for group in self.groups)
+        self.spread = any(len(group) > 1 for group in self.groups)
 
 
 class Surface(msgspec.Struct, frozen=True):

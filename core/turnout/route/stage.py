@@ -90,13 +90,18 @@ class Routes:
 
     def rank(self, route: Route, x: Exchange, now_ns: int, why: Why | None = None) -> Sequence[Target]:
         """The targets of the route, best first. Accounts of one target share its load by their weights."""
-        groups = route.groups
+        heads = route.heads
         order: Sequence[int] = (0,)
-        if len(groups) > 1:
+        if len(heads) > 1:
             ranker = route.tree or route.policy
-            order = ranker.rank(route.heads, x, now_ns, self._rng, why)
+            order = ranker.rank(heads, x, now_ns, self._rng, why)
             if ranker.turns and why is None:
                 _turn(route, order[0])
+        elif not route.spread:
+            return heads
+        if not route.spread:
+            return [heads[i] for i in order]
+        groups = route.groups
         out: list[Target] = []
         for i in order:
             group = groups[i]
