@@ -240,7 +240,7 @@ class App:
             account_weight=who.weight if who else 1.0,
             ttft_ms=(limits and limits.ttft_ms) or (patience_ms(model, True) if spec.model else 0),
             plain_ms=(limits and limits.plain_ms) or (patience_ms(model, False) if spec.model else 0),
-            health=self._breakers.setdefault(key, Breaker(self._rng)),
+            health=self._breaker(key),
             port=port,
             ability=self._abilities.setdefault((*key, prefill), Ability(prefill)),
             stats=self._statistics(spec, route) if route is not None and counting(route) else None,
@@ -253,6 +253,11 @@ class App:
             model_json=msgspec.json.encode(spec.model) if spec.model else None,
             head=tuple(head),
         )
+
+    def _breaker(self, key: tuple[str, str, str]) -> Breaker:
+        if key not in self._breakers:
+            self._breakers[key] = Breaker(self._rng, self._window(f"probes {' '.join(key)}"))
+        return self._breakers[key]
 
     def _statistics(self, spec: TargetSpec, route: RouteSpec) -> Stats:
         """All accounts of one target have one."""
