@@ -8,11 +8,14 @@ from cases import Case
 from cases import test_speed as test_speed
 
 from turnout.errors import Fault
-from turnout.exchange import Target
+from turnout.exchange import Exchange, Target
+from turnout.ingress.endpoints import SURFACES
 from turnout.route.attempts import Attempts, Try
 from turnout.route.health import FAILURES_TO_OPEN, OPEN_NS, Breaker
 from turnout.route.policies import POLICIES, Ordered, Weighted
+from turnout.route.policies.least_latency import LeastLatency
 from turnout.route.retry import RetryBudget
+from turnout.route.stats import Stats
 
 FAULT = Fault("server_error", "down")
 HOUR_NS = 3_600_000_000_000
@@ -20,14 +23,27 @@ HOUR_NS = 3_600_000_000_000
 
 def targets() -> list[Target]:
     plain: dict[str, Any] = {"account": "", "account_weight": 1.0, "ttft_ms": 0, "plain_ms": 0, "port": None}
-    return [Target(provider=f"p{i}", model="m", weight=i + 1.0, health=Breaker(Random(i)), **plain) for i in range(8)]
+    return [Target(provider=f"p{i}", label=f"p{i}", model="m", weight=i + 1.0, health=Breaker(Random(i)), **plain) for i in range(8)]
 
 
-def rank(policy: POLICIES) -> Callable[[], Sequence[int]]:
-    eight, rng = targets(), Random(1)
+def rank(policy: POLICIES, n: int = 8, step_ns: int = 1_000_000) -> Callable[[], Sequence[int]]:
+    """`step_ns`: time between two requests; what a policy may remember it forgets in the meantime."""
+    some, rng = targets()[:n], Random(1)
+    x = Exchange(id="r", surface=SURFACES["/v1/chat/completions"], started_ns=0, wall_ns=0, config_version=1, body=b"x" * 300, stream=True)
+    now = HOUR_NS
+    for i, target in enumerate(some):
+        target.stats = Stats()
+        for k in range(100):
+            target.stats.begin(k, True, now)
+            target.stats.first(k, now, (i + 10) * 20_000_000, 1000 + k, now + k)
+            target.stats.done()
+        for k in range(20):
+            target.stats.begin(k, True, now)
 
     def work() -> Sequence[int]:
-        return policy.rank(eight, rng)
+        nonlocal now
+        now += step_ns
+        return policy.rank(some, x, now, rng)
 
     return work
 
@@ -87,6 +103,9 @@ EVERY = list(range(8))
 CASES = [
     Case("route.policies ordered, 8 targets", lambda: rank(Ordered()), lambda order: list(order) == EVERY),
     Case("route.policies weighted, 8 targets", lambda: rank(Weighted()), lambda order: sorted(order) == EVERY),
+    Case("route.policies least-latency, 4 targets, 1,000 a second", lambda: rank(LeastLatency(), 4), lambda order: sorted(order) == EVERY[:4]),
+    Case("route.policies least-latency, 8 targets, 1,000 a second", lambda: rank(LeastLatency()), lambda order: sorted(order) == EVERY),
+    Case("route.policies least-latency, 8 targets, 100 a second", lambda: rank(LeastLatency(), step_ns=10_000_000), lambda order: sorted(order) == EVERY),
     Case("route.attempts first of 8", first, Try(0, "first").__eq__),
     Case("route.attempts all 8 down", down, EVERY.__eq__, 60),
     Case("route.health breaker round", breaker, ("open", "half-open", "closed").__eq__),

@@ -21,11 +21,14 @@ from .exchange import Ability, Exchange, Receive, Route, Send, Target
 from .flow import Flow
 from .ingress.caller import Callers
 from .ingress.endpoints import Endpoints
+from .ingress.question import Question, answer
 from .route.health import Breaker
-from .route.retry import RetryBudget, Window
-from .route.spec import Match, RouteSpec, StreamSpec, TargetSpec
+from .route.retry import RetryBudget
+from .route.share import Cells, Share
+from .route.spec import Match, RouteSpec, StreamSpec, TargetSpec, counting, half_life_s, leaves, tree_of
 from .route.spec import Window as RestartWindow
 from .route.stage import Routes
+from .route.stats import Stats
 from .telemetry import record
 from .telemetry.metrics import Metrics, Snapshot
 from .telemetry.ring import Ring
@@ -54,7 +57,7 @@ class App:
         ring: Ring | None = None,
         simulators: dict[str, str] | None = None,
         make_client: Callable[[asyncio.AbstractEventLoop, Callable[[], int]], Any] = Client,
-        window: Callable[[str], Window | None] = lambda name: None,
+        window: Callable[[str], Cells | None] = lambda name: None,
     ) -> None:
         """`window(name)`: cells for this name that all workers count in; None where there are none to share."""
         self._loop = asyncio.get_running_loop()
@@ -71,6 +74,9 @@ class App:
         self._breakers: dict[tuple[str, str, str], Breaker] = {}
         self._abilities: dict[tuple[str, str, str, str], Ability] = {}
         self._budgets: dict[tuple[str, float], RetryBudget] = {}
+        self._stats: dict[tuple[str, str, str, float], Stats] = {}
+        self._turns: dict[str, dict[str, int]] = {}
+        self._shares: list[Share] = []
         flow = self._build(config, version, simulators or {})
         sample = self._sample(config)
         self.endpoints = Endpoints(flow, self._clock, self.callers, self._rng, sample)
@@ -137,11 +143,17 @@ class App:
                 out.setdefault("turnout_breaker_opens_total", {})[key] = breaker.opens
         return out
 
+    def explain(self, question: Question) -> dict[str, Any]:
+        """What would become of such a request now."""
+        return answer(self.endpoints.flow, question, self._clock.now_ns(), self._clock.wall_ns())
+
     def _tick(self) -> None:
         now = self._clock.now_ns()
         self._timer = self._loop.call_later(TICK_S, self._tick)
         self.client.tick(now)
         self.callers.tick(now)
+        for share in self._shares:
+            share.sync(now)
 
     def _settled(self, x: Exchange) -> None:
         self.metrics.observe(x)
@@ -162,7 +174,7 @@ class App:
         def targets(spec: TargetSpec, route: RouteSpec | None) -> tuple[Target, ...]:
             return tuple(self._target(spec, route, account, catalog) for account in accounts[spec.provider])
 
-        routes = [self._route(spec, config, tuple(targets(t, spec) for t in spec.targets)) for spec in config.routes]
+        routes = [self._route(spec, config, tuple(targets(t, spec) for t in leaves(spec))) for spec in config.routes]
         direct = {}
         for name in config.providers:
             # Past the routes one asks for what this very provider says: as it comes, and nobody goes on for it.
@@ -233,14 +245,33 @@ class App:
             account_weight=who.weight if who else 1.0,
             ttft_ms=(limits and limits.ttft_ms) or (patience_ms(model, True) if spec.model else 0),
             plain_ms=(limits and limits.plain_ms) or (patience_ms(model, False) if spec.model else 0),
-            health=self._breakers.setdefault(key, Breaker(self._rng)),
+            health=self._breaker(key),
             port=port,
             ability=self._abilities.setdefault((*key, prefill), Ability(prefill)),
+            stats=self._statistics(spec, route) if route is not None and counting(route) else None,
+            label=spec.label,
+            rpm=spec.rpm or 0,
+            tpm=spec.tpm or 0,
+            facts=model,
             context_tokens=(model.context_tokens or 0) if model is not None else 0,
             price=model.price if model is not None else None,
             model_json=msgspec.json.encode(spec.model) if spec.model else None,
             head=tuple(head),
         )
+
+    def _breaker(self, key: tuple[str, str, str]) -> Breaker:
+        if key not in self._breakers:
+            self._breakers[key] = Breaker(self._rng, self._window(f"probes {' '.join(key)}"))
+        return self._breakers[key]
+
+    def _statistics(self, spec: TargetSpec, route: RouteSpec) -> Stats:
+        """All accounts of one target have one."""
+        key = (route.name, spec.provider, spec.model or "", half_life_s(route))
+        if key not in self._stats:
+            self._stats[key] = stats = Stats(key[3], self._turns.setdefault(route.name, {}))
+            if (cells := self._window(f"stats {' '.join(map(str, key))}")) is not None:
+                self._shares.append(Share(stats, cells, self._clock.now_ns()))
+        return self._stats[key]
 
     def _route(
         self, spec: RouteSpec, config: Config, groups: tuple[tuple[Target, ...], ...], strip_prefix: bool = False
@@ -257,6 +288,7 @@ class App:
             match=spec.match.model,
             groups=groups,
             policy=spec.routing_policy,
+            tree=tree_of(spec),
             retries_max=spec.retries.max,
             budget=self._budgets[key],
             stream=stream,

@@ -18,6 +18,7 @@ from .clock import Clock
 from .errors import UPSTREAM, Fault
 from .exchange import Attempt, Exchange, Target, Usage
 from .route.attempts import Attempts, Wait
+from .route.began import Began
 from .route.stage import Routes
 from .stream.reader import StreamReader
 from .stream.relay import Relay
@@ -42,10 +43,10 @@ class Asking:
         self.now = clock.now_ns
         self._rng = rng
 
-    def course(self, x: Exchange, targets: Sequence[Target] | None = None) -> Attempts:
+    def course(self, x: Exchange, targets: Sequence[Target] | None = None, now_ns: int = 0) -> Attempts:
         route = x.route
         assert route is not None
-        ranked = self._routes.rank(route) if targets is None else targets
+        ranked = self._routes.rank(route, x, now_ns or self.now()) if targets is None else targets
         return Attempts(ranked, route.retries_max, route.budget, x.deadline_ns, self._rng)
 
     async def attempts(
@@ -58,8 +59,8 @@ class Asking:
         """Try targets until one serves. Raises the Fault that the client is told. `cause` stands in for that of the course."""
         route = x.route
         assert route is not None
-        course = course or self.course(x)
         now = self.now()
+        course = course or self.course(x, None, now)
         while True:
             step = course.next(now)
             if step is None:
@@ -72,6 +73,9 @@ class Asking:
             target = course.targets[step.index]
             attempt = Attempt(target.provider, target.account, target.model or x.own_model, cause or step.cause, now)
             x.attempts.append(attempt)
+            stats = target.stats
+            if stats is not None:
+                began = Began(stats, id(attempt), x.stream or x.assemble, len(x.body), now)
             try:
                 result = await ask(x, target, attempt)
             except Fault as fault:
@@ -80,6 +84,8 @@ class Asking:
                 self._waited(x, now - attempt.started_ns)
                 attempt.reason = attempt.reason or fault.reason
                 attempt.status = attempt.status or fault.upstream_status
+                if stats is not None:
+                    began.failed(fault, now)
                 if fault.source == UPSTREAM:
                     target.health.failed(fault, now)
                 else:
@@ -91,7 +97,11 @@ class Asking:
                 attempt.ended_ns = self.now()
                 attempt.reason = "client_gone"
                 target.health.released()
+                if stats is not None:
+                    began.dropped()
                 raise
+            if stats is not None:
+                began.served(x.attempts[-1], self.now())
             if x.stream or x.assemble:
                 target.health.began()
             else:
@@ -244,6 +254,9 @@ class Asking:
         else:
             attempt.priced = False
         x.usage = usage if x.usage is None else x.usage.plus(usage)
+        if target.stats is not None and not usage.estimated:
+            span_ns = attempt.ended_ns - attempt.first_content_ns if attempt.first_content_ns else 0
+            target.stats.tokens(len(x.body), usage.prompt, usage.completion, span_ns, attempt.ended_ns)
 
     def book_stream(self, x: Exchange, attempt: Attempt, target: Target, reader: StreamReader) -> None:
         attempt.ended_ns = self.now()

@@ -72,6 +72,24 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--dev", action="store_true", help="as `serve --dev` would take it")
     check.set_defaults(run=_check)
 
+    explain = commands.add_parser("explain", help="say where a request would go, and why")
+    explain.add_argument("file", metavar="FILE", nargs="?", help="a config: as it begins, without statistics")
+    explain.add_argument(
+        "--admin", metavar="URL", help="ask the running gateway; its admin key is read from TURNOUT_ADMIN_KEY"
+    )
+    explain.add_argument("--model", default="", help="what the client asks for")
+    explain.add_argument("--route", default="", help="or the name of a route")
+    explain.add_argument("--key", default="", metavar="NAME", help="the name of a key (default: the first)")
+    explain.add_argument("--tags", default="")
+    explain.add_argument("--session", default="")
+    explain.add_argument("--bytes", type=int, default=200, help="of prompt")
+    explain.add_argument("--plain", action="store_true", help="not a stream")
+    explain.add_argument("--tools", action="store_true")
+    explain.add_argument("--header", action="append", default=[], metavar="NAME=VALUE")
+    explain.add_argument("--json", action="store_true")
+    explain.add_argument("--dev", action="store_true", help="as `serve --dev` would take the file")
+    explain.set_defaults(run=_explain)
+
     init = commands.add_parser("init", help="write a commented config to begin with")
     init.add_argument("file", metavar="FILE", nargs="?", default="turnout.yaml")
     init.set_defaults(run=_init)
@@ -140,7 +158,7 @@ def _greet(supervisor: Any, engine: str, dev: bool) -> None:
         f"listening on {scheme}://{host}:{supervisor.port}, admin on http://{config.admin.host}:{supervisor.admin.port}"
     )
     for route in config.routes:
-        targets = ", ".join(f"{t.provider}/{t.model}" if t.model else t.provider for t in route.targets)
+        targets = ", ".join(t.label for t in route.targets)
         kind = type(route.routing_policy).__struct_config__.tag
         say(f"  route {route.name}: {route.match.model} -> {kind}: {targets}")
     if dev and not config.auth.keys:
@@ -223,6 +241,28 @@ def _check(args: argparse.Namespace) -> int:
 def _warn(problems: Sequence[Problem], name: str) -> None:
     for problem in problems:
         say(f"warning: {problem.show(name)}")
+
+
+def _explain(args: argparse.Namespace) -> int:
+    from .explaining import ask_file, ask_gateway, show
+
+    fields = {name: getattr(args, name) for name in ("model", "route", "key", "tags", "session", "bytes", "tools")}
+    fields["stream"] = not args.plain
+    headers = dict(pair.split("=", 1) for pair in args.header if "=" in pair)
+    if bool(args.file) == bool(args.admin) or not (args.model or args.route):
+        say("turnout explain needs FILE or --admin URL, and --model or --route")
+        return EXIT_USAGE
+    try:
+        if args.file:
+            reports = [ask_file(load_file(args.file, dev=args.dev), fields, headers, args.dev)]
+        else:
+            reports = ask_gateway(args.admin, fields, headers, os.environ.get("TURNOUT_ADMIN_KEY", ""))
+    except (OSError, ValueError) as wrong:
+        say(f"cannot ask: {wrong}")
+        return 1
+    for report in reports:
+        print(json.dumps(report, indent=2) if args.json else report.get("error") or show(report))
+    return 1 if any("error" in report for report in reports) else 0
 
 
 def _init(args: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from .catalog import Price
+from .catalog import Model, Price
 from .errors import Fault
 
 OFF = "bypass;off"  # the cache outcome of a route that has none
@@ -107,6 +107,11 @@ class Target(msgspec.Struct, kw_only=True):
     ability: Ability = msgspec.field(default_factory=lambda: Ability("none"))
     context_tokens: int = 0  # the longest prompt it takes, 0: not known
     price: Price | None = None
+    facts: Model | None = None  # the catalog's row
+    stats: Any = None  # route.stats.Stats; None where the route's policy asks for none
+    label: str = ""  # what the route's policy calls it
+    rpm: int = 0  # requests and tokens it takes in a minute, 0: not said
+    tpm: int = 0
     model_json: bytes | None = None  # `model` as JSON, ready to be put into a body
     head: tuple[tuple[bytes, bytes], ...] = ()  # response headers that name this target
 
@@ -121,7 +126,10 @@ class Route(msgspec.Struct, kw_only=True):
     name: str
     match: str
     groups: tuple[tuple[Target, ...], ...]  # one per target of the config, its accounts in it
-    policy: Any  # route.policies: rank(targets, x, rng) -> order of indexes
+    policy: Any  # route.policies: rank(targets, x, now_ns, rng, why) -> order of indexes
+    tree: Any = None  # route.tree.Branch, where targets are nested
+    heads: tuple[Target, ...] = ()  # the first account of each target: what policies rank
+    spread: bool = False  # some target has several accounts
     retries_max: int
     budget: Any  # route.retry.RetryBudget
     stream: Any = None  # route.spec.StreamSpec
@@ -133,6 +141,10 @@ class Route(msgspec.Struct, kw_only=True):
     sets: tuple[tuple[bytes, bytes], ...] = ()  # (field name, JSON value) written over the client's
     header: tuple[bytes, bytes]  # x-turnout-route
     strip_prefix: bool = False  # a direct route: `provider/model` goes on as `model`
+
+    def __post_init__(self) -> None:
+        self.heads = tuple(group[0] for group in self.groups)
+        self.spread = any(len(group) > 1 for group in self.groups)
 
 
 class Surface(msgspec.Struct, frozen=True):
@@ -169,6 +181,7 @@ class Exchange(msgspec.Struct, kw_only=True):
     assemble: bool = False  # it wants the answer whole, but the upstream is asked to stream
     asked_usage: bool = False  # the client itself asked for stream_options.include_usage
     forward: Headers = []  # client headers that may go upstream
+    headers: Headers = []  # all of the client's; policies may look at them
     asked_route: str = ""  # x-turnout-route
     session: str = ""
     tags: str = ""

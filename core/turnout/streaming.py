@@ -147,6 +147,8 @@ class Passage:
     def abandon(self) -> None:
         """It is not carried at all: the client left in between."""
         self.relay.close()
+        if self.target.stats is not None:
+            self.target.stats.done()
         self._asking.book_stream(self._x, self._x.attempts[-1], self.target, self.relay.reader)
 
     async def _move(self) -> Fault | None:
@@ -169,6 +171,8 @@ class Passage:
             return fault
         finally:
             relay.close()
+            if self.target.stats is not None:
+                self.target.stats.done()
             self._asking.book_stream(x, attempt, self.target, relay.reader)
 
     def _speak(self) -> _Voice:
@@ -190,6 +194,8 @@ class Passage:
             cut.spoiled = fault.kind  # our own limit or shutdown; or a refusal, which is not routed around
         if not cut.spoiled:
             self.target.health.failed(fault, now, midway=True)
+            if self.target.stats is not None:
+                self.target.stats.verdict(False, now)
         self._take_stock()
         record = Cut(attempt.provider, "", len(cut.said), fault.reason, "terminated", now)
         x.cuts.append(record)

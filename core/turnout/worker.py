@@ -14,6 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import msgspec
 import uvloop
 
 from . import native
@@ -21,6 +22,7 @@ from .app import App
 from .config.load import from_wire
 from .config.model import Config
 from .ingress import control
+from .ingress.question import Question
 from .state.remote import Remote
 from .state.table import Cells, row
 from .telemetry import metrics
@@ -89,6 +91,8 @@ class Worker:
                     self._say("applied", value["version"])
                 except Exception as exc:  # checked by the supervisor before; the old config stays in force
                     self._say("failed", f"{type(exc).__name__} while applying config {value['version']}")
+            elif kind == "explain":
+                self._say("explained", [value[0], self._app.explain(msgspec.convert(value[1], Question))])
             elif kind == "drain":
                 self._app.drain(value)
                 self._done.set()

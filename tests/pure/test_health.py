@@ -6,17 +6,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from support.routing import target
 from turnout.errors import Fault
+from turnout.native import Counters
+from turnout.route.attempts import Attempts, Try
 from turnout.route.health import (
     COOL_MAX_NS,
     COOL_NS,
     FAILURES_TO_OPEN,
+    JITTER,
     OPEN_MAX_NS,
     OPEN_NS,
     PROBE_LEASE_NS,
     RETRY_AFTER_MAX_NS,
     Breaker,
 )
+from turnout.route.retry import RetryBudget
+from turnout.state.table import memory, row
 
 S = 1_000_000_000
 T0 = 1_000 * S
@@ -86,7 +92,7 @@ def test_a_probe_that_succeeds_closes_it() -> None:
     assert b.allows(T0 + OPEN_NS)
 
 
-def test_a_probe_that_fails_opens_it_for_twice_as_long_up_to_a_minute() -> None:
+def test_a_probe_that_fails_opens_it_for_twice_as_long_up_to_a_quarter_minute() -> None:
     b = opened()
     now = T0
     spans = []
@@ -97,8 +103,11 @@ def test_a_probe_that_fails_opens_it_for_twice_as_long_up_to_a_minute() -> None:
         now = until
         b.taken(now)
         b.failed(DOWN, now)
-    assert spans == [min(OPEN_NS << n, OPEN_MAX_NS) for n in range(8)]
-    assert spans[-1] == OPEN_MAX_NS == 60 * S
+    assert spans[0] == OPEN_NS
+    for n, span in enumerate(spans):
+        most = min(OPEN_NS << n, OPEN_MAX_NS)
+        assert most * (1 - JITTER) <= span <= most
+    assert OPEN_MAX_NS == 16 * S
 
 
 def test_after_a_success_it_opens_for_the_shortest_time_again() -> None:
@@ -253,3 +262,33 @@ def test_over_any_history_it_lets_somebody_through_again_within_its_longest_limi
         assert b.open_until_ns <= now + OPEN_MAX_NS
         assert b.cool_until_ns <= now + RETRY_AFTER_MAX_NS
     assert b.allows(now + max(OPEN_MAX_NS, RETRY_AFTER_MAX_NS, PROBE_LEASE_NS) + 1)
+
+
+def test_of_all_workers_one_sends_the_probe() -> None:
+    fd = memory()
+    rows = [row(Counters(fd), "probes a m") for _ in range(8)]
+    breakers = [Breaker(Random(i), cells) for i, cells in enumerate(rows)]
+    now = T0
+    for b in breakers:
+        while not b.open_until_ns:
+            b.failed(DOWN, now)
+    for turn in range(3):
+        now = T0 + (turn + 2) * 2 * S
+        allowed = [b for b in breakers if b.allows(now)]
+        assert len(allowed) == 8, "nobody has sent one yet"
+        assert [b.taken(now) for b in allowed] == [True] + [False] * 7
+        assert not any(b.allows(now + S // 2) for b in breakers)
+        allowed[0].released()
+
+
+def test_a_request_that_lost_the_probe_goes_to_the_next_target() -> None:
+    fd = memory()
+    now = T0 + 4 * S
+    courses = []
+    for i in range(3):
+        ill = Breaker(Random(i), row(Counters(fd), "probes a m"))
+        while not ill.open_until_ns:
+            ill.failed(DOWN, T0)
+        targets = [target("a", health=ill), target("b")]
+        courses.append(Attempts(targets, 2, RetryBudget(0.1), now + 60 * S, Random(1)))
+    assert [course.next(now) for course in courses] == [Try(0, "first"), Try(1, "first"), Try(1, "first")]

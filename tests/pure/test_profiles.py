@@ -70,11 +70,15 @@ def test_the_production_profile_names_every_knob_of_the_config() -> None:
 
 def knobs(struct: type) -> set[str]:
     found: set[str] = set()
+    met: set[type] = set()
 
     def walk(type_: object) -> None:
         if isinstance(type_, msgspec.inspect.StructType):
             if type_.cls.__name__ in ("SimulatedSpec", "AccountSpec"):  # for the demo; for several-accounts.yaml
                 return
+            if type_.cls in met:  # a group of targets holds targets
+                return
+            met.add(type_.cls)
             for field in type_.fields:
                 found.add(field.encode_name)
                 walk(field.type)

@@ -27,7 +27,7 @@ LEVELS: tuple[frozenset[str], ...] = tuple(
         "flow",
         "ingress recorder",
         "app",  # the composition root: it knows all rooms and the endpoints
-        "worker demo",
+        "worker demo explaining",
         "cli",
         "__main__",
     )

@@ -33,6 +33,13 @@ class Keyring:
         # `--dev` without keys, on loopback only: everyone is the developer.
         self._anyone = Principal("dev", "key:dev", "000000", direct=True) if open_door and not self._by_digest else None
 
+    def named(self, name: str) -> Principal | None:
+        """Whose key has this name; without a name the first one's, for questions about requests that nobody sends."""
+        if self._anyone is not None:
+            return self._anyone
+        known = [principal for _, principal in self._by_digest.values()]
+        return next((p for p in known if not name or p.name == name), None)
+
     def admit(self, presented: bytes | None) -> Principal:
         """Who this is. Raises Fault no_key or bad_key, with the same words for unknown, malformed and revoked keys."""
         if self._anyone is not None:

@@ -4,7 +4,6 @@
 repeats a value that could hold a credential: a URL with a password in it, a header, a secret.
 """
 
-import math
 import os
 import re
 import ssl
@@ -14,13 +13,12 @@ from typing import Any
 from .. import native
 from ..admit.spec import KeySpec
 from ..catalog import Catalog
-from ..route.policies.weighted import Weighted
-from ..route.spec import RouteSpec
 from ..route.stage import matches
 from ..secret import Secret
 from .hosts import is_loopback, is_private, url_fault, url_parts
 from .model import Config, ListenTls
-from .problem import Findings, Locate, Path, Problem, shorten
+from .problem import Findings, Locate, Path, Problem
+from .routing import check_targets, is_header_text
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # goes into headers, metric labels and file names as it is
 NAME_SAYS = "use letters, digits, `.`, `_` and `-`, beginning with a letter or digit"
@@ -121,7 +119,7 @@ def _check_keys(config: Config, found: Findings) -> None:
         if (admin := config.admin.key) is not None and admin.reveal() == value:
             found.error((*path, "key"), "has the same value as admin.key: a client could reach the admin listener")
         for j, tag in enumerate(key.tags):
-            if not tag or "," in tag or not _is_header_text(tag):
+            if not tag or "," in tag or not is_header_text(tag):
                 found.error((*path, "tags", j), "expected printable ASCII without commas")
         _check_patterns((*path, "models"), key, config, found)
 
@@ -228,7 +226,7 @@ def _check_credentials(
             found.error((*path, "accounts", i, "weight"), "expected float > 0: leave an account out to stop using it")
         for field in ("organization", "project"):
             value = getattr(account, field, None)
-            if value is not None and not (value and _is_header_text(value)):
+            if value is not None and not (value and is_header_text(value)):
                 found.error((*path, "accounts", i, field), "expected printable ASCII: it is sent as a header")
 
 
@@ -247,12 +245,8 @@ def _check_headers(path: Path, headers: Mapping[str, Any], found: Findings) -> N
         elif lower in seen:
             found.error(here, "stands here twice, in different letters")
         seen.add(lower)
-        if isinstance(value, str) and not _is_header_text(value):
+        if isinstance(value, str) and not is_header_text(value):
             found.error(here, "expected printable ASCII")
-
-
-def _is_header_text(text: str) -> bool:
-    return text.isascii() and text.isprintable() and text == text.strip()
 
 
 def _check_ca_bundle(path: Path, file: str, found: Findings) -> None:
@@ -285,7 +279,7 @@ def _check_routes(config: Config, found: Findings) -> None:
         path: Path = ("routes", i)
         if (first := models.setdefault(route.match.model, i)) != i:
             found.error((*path, "match", "model"), f"routes[{first}] matches the same model: one would never be used")
-        if not _is_header_text(route.match.model):
+        if not is_header_text(route.match.model):
             found.error((*path, "match", "model"), "expected printable ASCII: it is sent back in a header")
         for before, other in enumerate(routes[:i]):
             model = route.match.model  # exact names are looked up first; patterns are tried in the order of the file
@@ -294,7 +288,7 @@ def _check_routes(config: Config, found: Findings) -> None:
                     (*path, "match", "model"), f"never used: routes[{before}] before it takes all that it matches"
                 )
                 break
-        _check_targets(path, route, config, found)
+        check_targets(path, route, config, found)
         if "{words}" not in route.stream.instruction:
             found.error((*path, "stream", "instruction"), "must say {words} where the first words belong")
         for field in sorted(_NOT_SET & route.set.keys()):
@@ -303,21 +297,6 @@ def _check_routes(config: Config, found: Findings) -> None:
             )
     if not routes:
         found.error(("routes",), "no route: nothing could be asked for")
-
-
-def _check_targets(path: Path, route: RouteSpec, config: Config, found: Findings) -> None:
-    for j, target in enumerate(route.targets):
-        if target.provider not in config.providers:
-            known = ", ".join(shorten(name) for name in config.providers) or "none"
-            found.error((*path, "targets", j, "provider"), f"no such provider; configured: {known}")
-        if target.model is not None and not (target.model and _is_header_text(target.model)):
-            found.error((*path, "targets", j, "model"), "expected printable ASCII: it is sent back in a header")
-    if isinstance(route.routing_policy, Weighted):
-        total = sum(target.weight for target in route.targets)
-        if total == 0:
-            found.error((*path, "targets"), "all weights are 0: a weighted route needs one above 0")
-        elif not math.isfinite(total):
-            found.error((*path, "targets"), "the weights add up beyond what a float holds")
 
 
 # -- the rest -----------------------------------------------------------------------------------------------------

@@ -57,6 +57,8 @@ routes:
       - {provider: openai, model: gpt-4o-mini}      # without `model` the client's own model name is passed on
       # - {provider: groq, model: llama-3.3-70b-versatile, weight: 1}
     # routing_policy: {kind: ordered}   # ordered: as they stand here | weighted: by each target's share of the weights
+    #                           # | least-latency | least-busy | round-robin | cost-optimized | usage | prefix-affinity
+    #                           # | conditional
     # timeouts:                 # milliseconds; each one that passes moves the request to the next target
     #   connect_ms: 3000        # TCP and TLS; lower it when all targets are near
     #   ttft_ms: 15000          # streams: to the first token. 120000 for models that the catalog marks as reasoning

@@ -1,12 +1,13 @@
 """The admin listener: a second socket with a key of its own, answered by the supervisor for all workers.
 
-GET /healthz, GET /metrics (Prometheus), GET /admin/status, POST /admin/reload. A data key opens none of them.
+GET /healthz, GET /metrics (Prometheus), GET /admin/status, POST /admin/reload, GET /admin/routes and /admin/routes/NAME
+(what each worker would do with a request now). A data key opens none of them.
 """
 
 import asyncio
 import hmac
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import msgspec
 
@@ -14,6 +15,7 @@ from ..config.model import Admin as AdminSpec
 from ..errors import error_body
 from ..secret import Secret
 from ..telemetry import metrics
+from .question import Question
 
 if TYPE_CHECKING:
     from .supervisor import Supervisor
@@ -69,7 +71,8 @@ class Admin:
     async def _answer(self, head: bytes) -> tuple[int, bytes, bytes]:
         lines = head.decode("latin-1").split("\r\n")
         method, _, rest = lines[0].partition(" ")
-        path = urlsplit(rest.partition(" ")[0]).path
+        url = urlsplit(rest.partition(" ")[0])
+        path = url.path
         headers = {n.strip().lower(): v.strip() for n, _, v in (line.partition(":") for line in lines[1:])}
         if path == "/healthz":
             return 200, b"application/json", b'{"status":"ok"}'
@@ -84,7 +87,30 @@ class Admin:
         if (method, path) == ("POST", "/admin/reload"):
             good = self._supervisor.reload()
             return 200 if good else 409, b"application/json", msgspec.json.encode({"reloaded": good, **self._status()})
+        if method == "GET" and path == "/admin/routes":
+            names = [route.name for route in self._supervisor.loaded.config.routes]
+            reports = {name: await self._supervisor.explain(Question(route=name)) for name in names}
+            return 200, b"application/json", msgspec.json.encode({name: _by_worker(r) for name, r in reports.items()})
+        if method == "GET" and path.startswith("/admin/routes/"):
+            return await self._explain(unquote(path.removeprefix("/admin/routes/")), url.query)
         return _error(404, f"unknown request URL: {method[:20]} {path[:200]}", "unknown_url")
+
+    async def _explain(self, name: str, query: str) -> tuple[int, bytes, bytes]:
+        """`?model=&key=&tags=&session=&stream=&bytes=&tools=&header.NAME=` describe the request."""
+        fields: dict[str, Any] = {"route": name, "headers": {}}
+        for field, value in parse_qsl(query, keep_blank_values=True):
+            if field.startswith("header."):
+                fields["headers"][field.removeprefix("header.")] = value
+            else:
+                fields[field] = value
+        if all(route.name != name for route in self._supervisor.loaded.config.routes):
+            return _error(404, f"no route is named {name[:200]!r}", "unknown_route")
+        try:
+            question = msgspec.convert(fields, Question, strict=False)
+        except msgspec.ValidationError as wrong:
+            return _error(400, str(wrong), "bad_query")
+        reports = _by_worker(await self._supervisor.explain(question))
+        return 200, b"application/json", msgspec.json.encode(reports)
 
     def _may(self, headers: dict[str, str]) -> bool:
         if self._key is None:  # only possible on a loopback address, see config/check.py
@@ -107,6 +133,10 @@ class Admin:
                 for slot in s.slots
             ],
         }
+
+
+def _by_worker(reports: dict[int, Any]) -> dict[str, Any]:
+    return {"workers": [{"number": number, **report} for number, report in sorted(reports.items())]}
 
 
 def _error(status: int, message: str, code: str) -> tuple[int, bytes, bytes]:

@@ -1,7 +1,9 @@
 """What supervisor and workers say to each other over a socket pair: MessagePack with a length in front.
 
-Supervisor to worker: ("config", {version, data, secrets, simulators}), ("metrics", number), ("drain", seconds).
-Worker to supervisor: ("ready", pid), ("applied", version), ("metrics", [number, snapshot]), ("failed", message).
+Supervisor to worker: ("config", {version, data, secrets, simulators}), ("metrics", number), ("drain", seconds),
+("explain", [number, question]).
+Worker to supervisor: ("ready", pid), ("applied", version), ("metrics", [number, snapshot]), ("failed", message),
+("explained", [number, report]).
 """
 
 import asyncio

@@ -80,6 +80,7 @@ class Endpoints:
             started_ns=started_ns,
             wall_ns=self._wall(),
             config_version=self.flow.version,
+            headers=scope["headers"],
         )
         flow, callers = self.flow, self._callers
         try:

@@ -30,6 +30,8 @@ from ..upstream.providers.simulated import SimulatedSpec
 from ..upstream.simulator.launch import Simulator
 from . import control
 from .admin import Admin
+from .listeners import open_listeners
+from .question import Question
 
 Say = Callable[[str], None]
 RESTART_S = 0.2  # pause before a worker that died is started again; doubles up to RESTART_MAX_S while it keeps dying
@@ -51,7 +53,7 @@ class Slot:
         self.ready = asyncio.Event()
         self.gone: metrics.Snapshot = {}  # counters of its earlier processes
         self.last: metrics.Snapshot = {}  # as its process last said
-        self.answers: dict[int, asyncio.Future[metrics.Snapshot]] = {}
+        self.answers: dict[int, asyncio.Future[Any]] = {}
         self.restarts = 0
         self.applied = 0
 
@@ -215,6 +217,10 @@ class Supervisor:
                     answer = slot.answers.pop(value[0], None)
                     if answer is not None and not answer.done():
                         answer.set_result(slot.last)
+                elif kind == "explained":
+                    answer = slot.answers.pop(value[0], None)
+                    if answer is not None and not answer.done():
+                        answer.set_result(value[1])
                 elif kind == "applied":
                     slot.applied = value
                 elif kind == "failed":
@@ -257,6 +263,20 @@ class Supervisor:
         }
 
     # ---- metrics
+
+    async def explain(self, question: Question, wait_s: float = 1.0) -> dict[int, Any]:
+        """What every worker would do with such a request."""
+        number = next(self._numbers)
+        asked: dict[int, asyncio.Future[Any]] = {}
+        for slot in self.slots:
+            if slot.writer is not None and slot.ready.is_set():
+                asked[slot.number] = slot.answers[number] = asyncio.get_running_loop().create_future()
+                self._send(slot, "explain", [number, msgspec.to_builtins(question)])
+        if asked:
+            await asyncio.wait(asked.values(), timeout=wait_s)
+        for slot in self.slots:
+            slot.answers.pop(number, None)
+        return {n: f.result() for n, f in asked.items() if f.done() and not f.cancelled()}
 
     async def snapshot(self, wait_s: float = 1.0) -> metrics.Snapshot:
         """The sum over all workers, those that have gone included."""
@@ -352,26 +372,6 @@ class Supervisor:
         self.simulators = self._simulator.start(specs) if specs else {}
         if old is not None:
             old.stop()
-
-
-def open_listeners(host: str, port: int, count: int, backlog: int) -> list[socket.socket]:
-    """One listening socket per worker on the same address. With one worker no other process may share the port."""
-    out: list[socket.socket] = []
-    family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
-        0
-    ]
-    for _ in range(count):
-        sock = socket.socket(family, kind, proto)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if count > 1:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        # Accepted sockets inherit it. Without it a small chunk waits for the client's delayed ACK, 40 ms on Linux.
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.bind(out[0].getsockname() if out else address)
-        sock.listen(backlog)
-        sock.setblocking(False)
-        out.append(sock)
-    return out
 
 
 # What a child process may need of the environment. Provider keys are not in it: workers get theirs over the channel.

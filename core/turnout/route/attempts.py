@@ -72,9 +72,11 @@ class Attempts:
         if self._final is not None or now_ns >= self._deadline_ns:
             return None
         for i in self._open:
-            if self.targets[i].health.allows(now_ns):
+            health = self.targets[i].health
+            if health.allows(now_ns) and health.taken(now_ns):
                 self._open.remove(i)
-                return self._try(i, "fallback" if self._tries else "first", now_ns)
+                self._tries += 1
+                return Try(i, "fallback" if self._tries > 1 else "first")
         if not self._tries and not self._ready_ns:
             return self._last_resort(now_ns)
         return self._again(now_ns)

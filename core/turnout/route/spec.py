@@ -1,11 +1,15 @@
 """Config of routes: what a client asks for, where it may go, how long that may take."""
 
-from typing import Annotated, Literal
+import itertools
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
+from .latency import HALF_LIFE_S
 from .policies import POLICIES, Ordered
+from .policies.least_latency import LeastLatency
+from .tree import Branch
 
 Millis = Annotated[int, Meta(ge=1, le=86_400_000)]
 Name = Annotated[str, Meta(min_length=1, max_length=200)]
@@ -17,12 +21,24 @@ class Match(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 class TargetSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    provider: str
+    """A provider (and a model there), or a group: targets of its own under a policy of its own, which the policy above
+    ranks as one, by the best of them."""
+
+    provider: str = ""
     model: str | None = None  # not set: the client's own model name is passed on
+    name: Name | None = None  # what policies call it; not set: provider/model
     weight: Weight = 1.0
+    rpm: Annotated[int, Meta(ge=1)] | None = None  # requests and tokens it takes in a minute, for policy `usage`
+    tpm: Annotated[int, Meta(ge=1)] | None = None
     # How it takes an answer to go on with after a cut-over. `auto`: what is known of the host, else `none`, which asks
     # for it in words. A target that refuses is asked in words from then on.
     prefill: Literal["auto", "assistant-prefix", "continue_final_message", "none"] = "auto"
+    targets: list["TargetSpec"] = []
+    routing_policy: POLICIES | None = None  # of `targets`; not set: ordered
+
+    @property
+    def label(self) -> str:
+        return self.name or (f"{self.provider}/{self.model}" if self.model else self.provider)
 
 
 class Timeouts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -92,3 +108,35 @@ class RouteSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     plain: Literal["pass", "assemble"] = "pass"
     max_body_bytes: Annotated[int, Meta(ge=1024)] | None = None
     set: dict[str, object] = {}  # top-level fields of the request body to write over the client's
+
+
+def leaves(spec: "RouteSpec | TargetSpec") -> list[TargetSpec]:
+    """The targets that requests can go to, from left to right; groups are opened."""
+    return [leaf for t in spec.targets for leaf in (leaves(t) if t.targets else [t])]
+
+
+def policies(spec: "RouteSpec | TargetSpec") -> list[Any]:
+    """Of the route or group and of all groups in it."""
+    return [spec.routing_policy or Ordered(), *(p for t in spec.targets if t.targets for p in policies(t))]
+
+
+def counting(spec: RouteSpec) -> bool:
+    """Whether any of its policies reads statistics."""
+    return any(policy.counts for policy in policies(spec))
+
+
+def half_life_s(spec: RouteSpec) -> float:
+    return next((p.half_life_s for p in policies(spec) if isinstance(p, LeastLatency)), HALF_LIFE_S)
+
+
+def tree_of(spec: RouteSpec) -> Branch | None:
+    """The tree of a route with groups; None where its targets are a plain list."""
+    if not any(t.targets for t in spec.targets):
+        return None
+    numbers = itertools.count()
+
+    def branch(at: "RouteSpec | TargetSpec", label: str, weight: float) -> Branch:
+        children = tuple(branch(t, t.label, t.weight) if t.targets else next(numbers) for t in at.targets)
+        return Branch(policy=at.routing_policy or Ordered(), children=children, label=label, weight=weight)
+
+    return branch(spec, spec.name, 1.0)

@@ -1,11 +1,13 @@
 """Finding the route of a request and ranking its targets."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from random import Random
 
 from ..errors import Fault
 from ..exchange import Exchange, Principal, Route, Target
+from .why import Why
 
 ANY = ("*",)  # what a key may ask for when nothing is said
 MOST_NAME = 200
@@ -77,10 +79,29 @@ class Routes:
         """The models this key may ask for by name: patterns are listed as they stand."""
         return [r.match for r in self.all if self._allowed(principal, r.match)]
 
-    def rank(self, route: Route) -> Sequence[Target]:
+    @contextmanager
+    def rehearsal(self) -> Iterator[None]:
+        """What is drawn in here will be drawn again."""
+        state = self._rng.getstate()
+        try:
+            yield
+        finally:
+            self._rng.setstate(state)
+
+    def rank(self, route: Route, x: Exchange, now_ns: int, why: Why | None = None) -> Sequence[Target]:
         """The targets of the route, best first. Accounts of one target share its load by their weights."""
+        heads = route.heads
+        order: Sequence[int] = (0,)
+        if len(heads) > 1:
+            ranker = route.tree or route.policy
+            order = ranker.rank(heads, x, now_ns, self._rng, why)
+            if ranker.turns and why is None:
+                _turn(route, order[0])
+        elif not route.spread:
+            return heads
+        if not route.spread:
+            return [heads[i] for i in order]
         groups = route.groups
-        order = route.policy.rank([g[0] for g in groups], self._rng) if len(groups) > 1 else (0,)
         out: list[Target] = []
         for i in order:
             group = groups[i]
@@ -90,6 +111,13 @@ class Routes:
                 draw = self._rng.random
                 out += sorted(group, key=lambda t: draw() ** (1.0 / t.account_weight), reverse=True)
         return out
+
+
+def _turn(route: Route, first: int) -> None:
+    if route.tree is not None:
+        route.tree.took(route.heads, first)
+    else:
+        route.policy.took(route.heads)
 
 
 def _unknown(model: str) -> Fault:

@@ -1,0 +1,216 @@
+"""How long a target takes to its first token, of late. Pure; times are monotonic nanoseconds, estimates seconds.
+
+What it keeps are sums of w * x and of w, w halving every half-life, so that two of them may be added (workers, hosts).
+- Only first tokens that came count. Short prompts and long ones are told apart by a slope over the prompt's size, learned
+  by least squares from the same sums.
+- A long memory (`half_life_s`) says what is usual, a short one (a tenth of it) what is going on. The short one leads
+  where it has seen more than `LEAN` answers of late.
+- Peaks: an attempt that still waits and is late counts with its age, as an answer that took that long at least. A target
+  that has gone slow yields no answers to learn from, but its waiting attempts show it at once.
+- Three surprises in a row, all twice as slow or all twice as fast as usual, are a change and no noise: the past then counts a
+  hundredth. So a target that has healed is known after three probes, not after six half-lives.
+"""
+
+from math import exp2
+
+HALF_LIFE_S = 10.0
+SHORTER = 10.0  # the short memory's half-life is this much shorter
+LEAN = 4.0  # answers' worth of the usual in the short memory
+LATE = 2.0  # times the estimate: from then on a waiting attempt counts (simulator: at 1 usual noise moves the estimate)
+SURPRISE = 2.0  # times more or less than usual
+SURPRISES = 3  # in a row
+FORGET = 0.01
+LEAST_SPREAD = 1e-4  # of the squared sizes
+STEADY = 3.0  # answers' worth of no slope at all: few points make no line
+
+
+class Latency:
+    """One target's time to the first token (or to the whole answer, where nothing is streamed)."""
+
+    __slots__ = (
+        "_at_ns",
+        "_late_n",
+        "_late_sum",
+        "_rate",
+        "_run",
+        "_short_rate",
+        "_short_w",
+        "_short_wx",
+
+
+
+        "_waiting",
+        "log",
+        "own",
+        "ownx",
+        "w",
+        "wp",
+        "wpp",
+        "wpx",
+        "wx",
+    )  # fmt: skip
+
+    def __init__(self, half_life_s: float = HALF_LIFE_S) -> None:
+        self._rate = 1.0 / (half_life_s * 1e9)
+        self._short_rate = self._rate * SHORTER
+        self._at_ns = 0
+        self.w = self.wx = 0.0
+        # Of one's own answers, for the slope: those of others come without their sizes.
+        self.own = self.ownx = self.wp = self.wpp = self.wpx = 0.0
+        self._short_w = self._short_wx = 0.0
+        self._run = 0.0  # surprises in a row: above 0 slow ones, below fast ones
+        self._waiting: dict[int, int] = {}  # attempt -> since when, oldest first; none of them late yet
+        self._late_n = 0
+        self._late_sum = 0  # of since when, of the late ones
+        self.log: list[float] | None = None  # seconds at the usual size, for others: see share.py
+
+    # ---- what happens
+
+    def begin(self, attempt: int, now_ns: int) -> None:
+        self._waiting[attempt] = now_ns
+
+    def end(self, attempt: int, began_ns: int) -> None:
+        """It waits no more, whatever came."""
+        if self._waiting.pop(attempt, None) is None and self._late_n:
+            self._late_n -= 1
+            self._late_sum -= began_ns
+
+    def saw(self, seconds: float, size: float, now_ns: int) -> None:
+        """An answer began after so long; `size` of its prompt (any unit, one for all). O(1)."""
+        self._compare(seconds, size, 1, now_ns)
+        self.merge(1.0, seconds, size, size * size, size * seconds, now_ns)
+        if (log := self.log) is not None:
+            log.append(max(0.0, seconds - self.slope() * (size - self.usual_size)))
+
+    def heard(self, n: float, seconds: float, now_ns: int) -> None:
+        """Others saw `n` answers, which took so long on average at a usual size. What is usual is the same for all, as
+        all get the same mix of requests; the slope is learned from one's own alone."""
+        self._compare(seconds, self.usual_size, n, now_ns)
+        self._age(now_ns)
+        self._add(n, n * seconds, n * seconds)
+
+    def _add(self, n: float, x: float, level: float) -> None:
+        self.w += n
+        self.wx += x
+        self._short_w += n
+        self._short_wx += level
+
+    def _compare(self, seconds: float, size: float, n: float, now_ns: int) -> None:
+        """Whether this is a surprise, and with those before it a change."""
+        if self.w <= 1.0:
+            return
+        usual = self.wx / self.w + self.slope() * (size - self.usual_size)
+        if seconds > SURPRISE * usual:
+            self._run = max(0.0, self._run) + n
+        elif seconds * SURPRISE < usual:
+            self._run = min(0.0, self._run) - n
+        else:
+            self._run = 0.0
+        if abs(self._run) >= SURPRISES:
+            self._run = 0.0
+            self._scale(FORGET)
+            again = SURPRISES - 1.0  # the newest stands for all of them
+            self._age(now_ns)
+            self._add(again, again * seconds, again * (seconds - self.slope() * (size - self.usual_size)))
+
+    def merge(self, n: float, x: float, p: float, pp: float, px: float, now_ns: int) -> None:
+        """Add `n` answers: the sums of their seconds, sizes, squared sizes and products."""
+        self._age(now_ns)
+        self.own += n
+        self.ownx += x
+        self.wp += p
+        self.wpp += pp
+        self.wpx += px
+        # The short memory compares targets at the size that is usual here.
+        self._add(n, x, x - self.slope() * (p - n * self.usual_size) if self.own > n else x)
+
+    def _age(self, now_ns: int) -> None:
+        past = now_ns - self._at_ns
+        if past > 0:
+            f = exp2(-past * self._rate) if self._at_ns else 0.0
+            self.w *= f
+            self.wx *= f
+            self.own *= f
+            self.ownx *= f
+            self.wp *= f
+            self.wpp *= f
+            self.wpx *= f
+            f = exp2(-past * self._short_rate) if self._at_ns else 0.0
+            self._short_w *= f
+            self._short_wx *= f
+            self._at_ns = now_ns
+
+    def _scale(self, f: float) -> None:
+        self.w *= f
+        self.wx *= f
+        self.own *= f
+        self.ownx *= f
+        self.wp *= f
+        self.wpp *= f
+        self.wpx *= f
+        self._short_w *= f
+        self._short_wx *= f
+
+    # ---- what is to be expected
+
+    def slope(self) -> float:
+        """Seconds more for each unit of size; never below 0."""
+        w = self.own
+        if w <= 1.0:
+            return 0.0
+        spread = self.wpp - self.wp * self.wp / w
+        shared = self.wpx - self.wp * self.ownx / w
+        if spread <= LEAST_SPREAD * self.wpp or shared <= 0.0:  # all of one size: what is left is rounding
+            return 0.0
+        return shared / (spread * (1.0 + STEADY / w))
+
+    def view(self, now_ns: int) -> tuple[float, float]:
+        """Seconds to expect at the usual size, and how many answers (aged) that rests on. (age, 0): no answer ever came,
+        but there are attempts that have waited so long on average.
+
+        O(late ones that are new).
+        """
+        w = self.w
+        past = max(0, now_ns - self._at_ns)
+        usual = level = 0.0
+        n = 0.0
+        if w > 0.0:
+            usual = self.wx / w
+            f = exp2(-past * self._short_rate)
+            n = self._short_w * f + LEAN
+            level = (self._short_wx * f + LEAN * usual) / n
+            w *= exp2(-past * self._rate)
+        waiting = self._waiting
+        if waiting:
+            late_ns = now_ns - int(LATE * level * 1e9)
+            while waiting:
+                first = next(iter(waiting))
+                since_ns = waiting[first]
+                if since_ns > late_ns:
+                    break
+                del waiting[first]
+                self._late_n += 1
+                self._late_sum += since_ns
+        if self._late_n:
+            ages = (self._late_n * now_ns - self._late_sum) / 1e9
+            if ages > level * self._late_n:
+                level = (level * n + ages) / (n + self._late_n)
+        return level, w
+
+    @property
+    def usual_size(self) -> float:
+        return self.wp / self.own if self.own > 0.0 else 0.0
+
+    @property
+    def better(self) -> bool:
+        """The last answer was surprisingly fast: this may be a change."""
+        return self._run < 0
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting) + self._late_n
+
+    def late(self, now_ns: int) -> tuple[int, float]:
+        """How many wait longer than they should, and their mean age in seconds."""
+        n = self._late_n
+        return n, (n * now_ns - self._late_sum) / 1e9 / n if n else 0.0

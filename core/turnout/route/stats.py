@@ -1,0 +1,151 @@
+"""What is known of one target of one route: latency, success, load, tokens. Pure; `now` comes in.
+
+Fed where attempts begin, commit, end and fail (asking.py, streaming.py); read by the policies. An attempt calls `begin`
+once, then one of `first` (its first content token, or a whole answer), `failed` and `dropped` (no verdict: the client
+left, or its own mistake), and `done` once, when the target is rid of it.
+"""
+
+from math import exp2
+
+from .latency import HALF_LIFE_S, Latency
+from .sketch import Sketch
+
+SUCCESS_HALF_LIFE_S = 5.0  # a success rate is needed sooner than a latency: fallbacks cost their users at once
+HOPE = 2.0  # attempts' worth of success that is assumed of whoever nothing is known of
+MINUTE = 12  # cells of five seconds
+_CELL_NS = 5_000_000_000
+_RATE = 1.0 / (SUCCESS_HALF_LIFE_S * 1e9)
+TOKENS_RATE = 0.02  # weight of the newest answer in the mean length of answers
+
+
+# Good until, seconds at the usual size, how many answers that rests on, seconds more per unit of size, the usual size,
+# 1 / success.
+Look = tuple[int, float, float, float, float, float]
+FRESH_NS = 5_000_000
+_NEVER: Look = (-1, 0.0, 0.0, 0.0, 0.0, 1.0)
+
+
+class Stats:
+    """Of one (route, target)."""
+
+    __slots__ = (
+        "_at_ns", "_good", "_minute", "_stamp", "_tried", "begun_ns", "completion", "gap_s", "in_flight", "log", "plain", "prompt_rate",
+        "returned_ns", "seen", "seen_plain", "sketch", "stream", "turns",
+    )  # fmt: skip
+
+    def __init__(self, half_life_s: float = HALF_LIFE_S, turns: dict[str, int] | None = None) -> None:
+        """`turns`: one for all targets of a route."""
+        self.stream = Latency(half_life_s)  # to the first content token, over the prompt's bytes
+        self.plain = Latency(half_life_s)  # to the whole answer, over its tokens
+        self.sketch = Sketch()  # of `stream`
+        self._good = self._tried = 0.0
+        self._at_ns = 0
+        self.in_flight = 0
+        self.begun_ns = 0  # the last attempt
+        self.gap_s = 0.0  # between tokens
+        self.completion = 0.0  # tokens of an answer, 0: not known
+        self.prompt_rate = 0.25  # tokens for a byte of the request
+        self._minute: list[int] = [0] * (2 * MINUTE)  # requests, then tokens, of the last sixty seconds
+        self._stamp = 0
+        self.seen = self.seen_plain = _NEVER  # the last looks
+        self.turns = {} if turns is None else turns  # round-robin's
+        self.returned_ns = 0  # when its breaker closed again; 0: long ago
+        self.log: list[int] | None = None  # attempts that succeeded, that failed, that began: for others, see share.py
+
+    # ---- what happens
+
+    def begin(self, attempt: int, stream: bool, now_ns: int) -> None:
+        self.in_flight += 1
+        self.begun_ns = now_ns
+        if self.log is not None:
+            self.log[2] += 1
+        self._count(0, 1, now_ns)
+        (self.stream if stream else self.plain).begin(attempt, now_ns)
+
+    def first(self, attempt: int, began_ns: int, took_ns: int, size: int, now_ns: int) -> None:
+        """The first content token of a stream, after `took_ns`; its request has `size` bytes."""
+        self.stream.end(attempt, began_ns)
+        seconds = took_ns / 1e9
+        self.stream.saw(seconds, size, now_ns)
+        self.sketch.add(seconds, now_ns)
+        self.verdict(True, now_ns)
+
+    def whole(self, attempt: int, began_ns: int, tokens: int, now_ns: int) -> None:
+        """A whole answer at once."""
+        self.plain.end(attempt, began_ns)
+        self.plain.saw((now_ns - began_ns) / 1e9, tokens, now_ns)
+        self.verdict(True, now_ns)
+
+    def failed(self, attempt: int, began_ns: int, stream: bool, now_ns: int) -> None:
+        """Before its first token, or (again) in the middle of its answer. How fast says nothing: it never looks fast."""
+        (self.stream if stream else self.plain).end(attempt, began_ns)
+        self.verdict(False, now_ns)
+
+    def dropped(self, attempt: int, began_ns: int, stream: bool) -> None:
+        (self.stream if stream else self.plain).end(attempt, began_ns)
+
+    def done(self) -> None:
+        self.in_flight -= 1
+
+    def tokens(self, size: int, prompt: int, completion: int, span_ns: int, now_ns: int) -> None:
+        """The usage of an answer to a request of `size` bytes; `span_ns` from its first token to its last, 0: unknown."""
+        if completion > 0:
+            known = self.completion
+            self.completion = completion + 0.0 if not known else known + TOKENS_RATE * (completion - known)
+            if span_ns and completion > 1:
+                gap = span_ns / 1e9 / (completion - 1)
+                self.gap_s = gap if not self.gap_s else self.gap_s + 0.1 * (gap - self.gap_s)
+        if prompt > 0 and size:
+            self.prompt_rate += TOKENS_RATE * (min(prompt / size, 1.0) - self.prompt_rate)
+        self._count(MINUTE, prompt + completion, now_ns)
+
+    def verdict(self, good: bool, now_ns: int) -> None:
+        self.judge(float(good), 1.0, now_ns)
+        if (log := self.log) is not None:
+            log[0 if good else 1] += 1
+
+    def judge(self, good: float, tried: float, now_ns: int) -> None:
+        """`good` of `tried` attempts succeeded."""
+        f = exp2((self._at_ns - now_ns) * _RATE) if now_ns > self._at_ns else 1.0
+        self._good = self._good * f + good
+        self._tried = self._tried * f + tried
+        self._at_ns = max(now_ns, self._at_ns)
+
+    def _count(self, first: int, n: int, now_ns: int) -> None:
+        stamp = now_ns // _CELL_NS
+        if stamp > self._stamp:
+            for old in range(max(self._stamp + 1, stamp - MINUTE + 1), stamp + 1):
+                self._minute[old % MINUTE] = self._minute[MINUTE + old % MINUTE] = 0
+            self._stamp = stamp
+        self._minute[first + stamp % MINUTE] += n
+
+    # ---- what is known
+
+    def look(self, stream: bool, now_ns: int) -> Look:
+        """What a score is made of; it holds for FRESH_NS, so that a busy route does not reckon for every request."""
+        side = self.stream if stream else self.plain
+        level, w = side.view(now_ns)
+        good = self.success(now_ns)
+        look = (
+            now_ns + FRESH_NS,
+            level,
+            w,
+            side.slope() if side.w > 1.0 else 0.0,
+            side.usual_size,
+            1.0 / good,
+        )
+        if stream:
+            self.seen = look
+        else:
+            self.seen_plain = look
+        return look
+
+    def success(self, now_ns: int) -> float:
+        """The share of attempts that succeed, of late; 1 of one that nothing is known of."""
+        f = exp2((self._at_ns - now_ns) * _RATE) if now_ns > self._at_ns else 1.0
+        return (self._good * f + HOPE) / (self._tried * f + HOPE)
+
+    def used(self, now_ns: int) -> tuple[int, int]:
+        """Requests and tokens of the last minute."""
+        self._count(0, 0, now_ns)
+        return sum(self._minute[:MINUTE]), sum(self._minute[MINUTE:])
