@@ -261,8 +261,8 @@ def _explain(args: argparse.Namespace) -> int:
         say(f"cannot ask: {wrong}")
         return 1
     for report in reports:
-        print(json.dumps(report, indent=2) if args.json else report.get("error") or show(report))
-    return 1 if any("error" in report for report in reports) else 0
+        print(json.dumps(report, indent=2) if args.json else report.get("refused") or show(report))
+    return 1 if any("refused" in report for report in reports) else 0
 
 
 def _init(args: argparse.Namespace) -> int:

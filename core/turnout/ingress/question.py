@@ -29,11 +29,11 @@ class Question(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 def answer(flow: Flow, question: Question, now_ns: int, wall_ns: int) -> dict[str, Any]:
-    """What would become of it now; {"error": ...} where nothing would."""
+    """What would become of it now; `refused` says why where nothing would."""
     try:
         return explain(flow.routes, request(flow, question, now_ns, wall_ns), now_ns)
     except Fault as fault:
-        return {"error": fault.message}
+        return {"refused": fault.message}
 
 
 def request(flow: Flow, question: Question, now_ns: int, wall_ns: int) -> Exchange:
