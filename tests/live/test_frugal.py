@@ -68,6 +68,7 @@ def many_files() -> None:
 
 def test_it_answers_within_a_second_of_its_start_and_a_worker_takes_under_60_mb(start: Callable[..., Gateway], engine: str) -> None:
     took: list[float] = []
+    shares: list[float] = []
     with FaultServer() as upstream:
         for _ in range(3):
             began = time.perf_counter()
@@ -76,12 +77,13 @@ def test_it_answers_within_a_second_of_its_start_and_a_worker_takes_under_60_mb(
             took.append(time.perf_counter() - began)
             assert result.statuses == {200: 1}
             pid = worker(gateway)
-            share, resident = cpu_share(pid, 1.0), resident_bytes(pid)
+            shares.append(cpu_share(pid, 1.0))
+            resident = resident_bytes(pid)
             gateway.stop()
-    print(f"\n{engine}: start to first answer {statistics.median(took):.2f} s, idle worker {resident / 1e6:.1f} MB, {share:.2%} of a core")
+    print(f"\n{engine}: start to first answer {statistics.median(took):.2f} s, idle worker {resident / 1e6:.1f} MB, {statistics.median(shares):.2%} of a core")
     assert statistics.median(took) < 1
     assert resident < 60_000_000
-    assert share < 0.02
+    assert statistics.median(shares) < 0.02
 
 
 # ---- connections
