@@ -14,9 +14,13 @@ import msgspec
 
 from . import __version__
 from .admit.keys import Keyring
+from .cache.flight import Flights
+from .cache.memory import Memory
+from .cache.policy import Policy
 from .catalog import Catalog, patience_ms
 from .clock import SystemClock
-from .config.model import Config
+from .config.model import Config, RouteConfig
+from .config.version import facts_of, version_of
 from .exchange import Ability, Exchange, Receive, Route, Send, Target
 from .flow import Flow
 from .ingress.caller import Callers
@@ -77,6 +81,8 @@ class App:
         self._stats: dict[tuple[str, str, str, float], Stats] = {}
         self._turns: dict[str, dict[str, int]] = {}
         self._shares: list[Share] = []
+        self.memory = Memory(*_bounds(config))
+        self.flights = Flights()
         flow = self._build(config, version, simulators or {})
         sample = self._sample(config)
         self.endpoints = Endpoints(flow, self._clock, self.callers, self._rng, sample)
@@ -107,6 +113,7 @@ class App:
             raise
         self.client.retire(before)
         self.endpoints.flow = flow
+        self.memory.resize(*_bounds(config))
         self.endpoints.sample = self._sample(config)
         self.callers.body_ns = config.listen.body_timeout_ms * 1_000_000
 
@@ -137,6 +144,10 @@ class App:
         out["turnout_workers"] = {(): 1}
         if self._ring is not None:
             out["turnout_records_dropped_total"] = {(): self._ring.dropped}
+        if self.memory.entries or any(self.memory.evicted.values()):
+            out["turnout_cache_bytes"] = {(): self.memory.bytes}
+            out["turnout_cache_entries"] = {(): self.memory.entries}
+            out["turnout_cache_evictions_total"] = {(why,): n for why, n in self.memory.evicted.items()}
         for key, breaker in self._breakers.items():
             out.setdefault("turnout_breaker_open", {})[key] = float(breaker.state(now) == "open")
             if breaker.opens:
@@ -178,7 +189,7 @@ class App:
         direct = {}
         for name in config.providers:
             # Past the routes one asks for what this very provider says: as it comes, and nobody goes on for it.
-            spec = RouteSpec(
+            spec = RouteConfig(
                 name=name,
                 match=Match(model=f"{name}/*"),
                 targets=[TargetSpec(provider=name)],
@@ -195,6 +206,9 @@ class App:
             rng=self._rng,
             settled=self._settled,
             body_limit=config.most_body_bytes,
+            memory=self.memory,
+            flights=self.flights,
+            meter=self.metrics,
         )
 
     def _accounts(
@@ -274,7 +288,7 @@ class App:
         return self._stats[key]
 
     def _route(
-        self, spec: RouteSpec, config: Config, groups: tuple[tuple[Target, ...], ...], strip_prefix: bool = False
+        self, spec: RouteConfig, config: Config, groups: tuple[tuple[Target, ...], ...], strip_prefix: bool = False
     ) -> Route:
         key = (spec.name, spec.retries.budget)
         if key not in self._budgets:
@@ -283,6 +297,8 @@ class App:
         stream = spec.stream
         if stream.on_failure == "restart" and stream.restart_window is None:
             stream = msgspec.structs.replace(stream, restart_window=RestartWindow())
+        sets = tuple((name.encode(), msgspec.json.encode(value)) for name, value in spec.set.items())
+        asks = spec.cache
         return Route(
             name=spec.name,
             match=spec.match.model,
@@ -297,10 +313,17 @@ class App:
             idle_ms=spec.timeouts.idle_ms,
             total_ms=spec.timeouts.total_ms,
             max_body_bytes=spec.max_body_bytes or config.listen.max_body_bytes,
-            sets=tuple((name.encode(), msgspec.json.encode(value)) for name, value in spec.set.items()),
+            sets=sets,
             header=(b"x-turnout-route", header_value(spec.name)),
             strip_prefix=strip_prefix,
+            cache=Policy(asks, version_of(spec, config), sets, facts_of(spec)) if asks is not None else None,
         )
+
+
+def _bounds(config: Config) -> tuple[int, int]:
+    """Bytes of the cache, and of one tenant's part of it."""
+    most = config.cache.max_mb << 20
+    return most, int(most * config.cache.tenant_share)
 
 
 async def lifespan(

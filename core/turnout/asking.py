@@ -61,6 +61,8 @@ class Asking:
         assert route is not None
         now = self.now()
         course = course or self.course(x, None, now)
+        if route.cache is not None and x.wanted is None:
+            x.wanted = course.targets[0].model or x.own_model
         while True:
             step = course.next(now)
             if step is None:

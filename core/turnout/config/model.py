@@ -6,6 +6,7 @@ import msgspec
 from msgspec import Meta
 
 from ..admit.spec import AuthSpec
+from ..cache.spec import CacheSpec, MemorySpec
 from ..catalog import Override
 from ..route.spec import RouteSpec
 from ..secret import Certificate, Pem, Secret
@@ -51,17 +52,24 @@ class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     redis: None = None
 
 
+class RouteConfig(RouteSpec, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A route with all that rooms beside `route` have to say about it."""
+
+    cache: CacheSpec | None = None
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One whole configuration. It is checked as a whole and swapped as a whole."""
 
     providers: dict[str, Provider]
-    routes: list[RouteSpec]
+    routes: list[RouteConfig]
     listen: Listen = Listen()
     auth: AuthSpec = AuthSpec()
     admin: Admin = Admin()
     log: LogSpec = LogSpec()
     telemetry: TelemetrySpec = TelemetrySpec()
     state: State = State()
+    cache: MemorySpec = MemorySpec()
     models: dict[str, Override] = {}  # prices and sizes over the built-in catalog's
 
     @property
