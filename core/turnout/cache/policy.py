@@ -6,8 +6,7 @@ from collections.abc import Callable
 import msgspec
 
 from ..exchange import Exchange
-from ..native import FieldScanner
-from .canonical import canonical
+from ..native import FieldScanner, canonical
 from .spec import CacheSpec
 
 # How an answer is delivered, not what it says.
@@ -43,7 +42,7 @@ class Policy:
         self._partition = partition
         self._sets = {name.decode(): value for name, value in sets}
         # What is written over is the same for all, and stands in the partition.
-        self._skip = TRANSPORT | set(spec.ignore) | set(self._sets)
+        self._skip = sorted(TRANSPORT | set(spec.ignore) | set(self._sets))
         self._facts = facts
         self._scan = FieldScanner(list(_LOOKED_AT)).scan
 
