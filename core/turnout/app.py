@@ -16,7 +16,7 @@ from . import __version__
 from .admit.keys import Keyring
 from .cache.flight import Flights
 from .cache.memory import Memory
-from .cache.policy import Policy
+from .cache.policy import LOOKED_AT, Policy
 from .catalog import Catalog, patience_ms
 from .clock import SystemClock
 from .config.model import Config, RouteConfig
@@ -185,7 +185,12 @@ class App:
         def targets(spec: TargetSpec, route: RouteSpec | None) -> tuple[Target, ...]:
             return tuple(self._target(spec, route, account, catalog) for account in accounts[spec.provider])
 
-        routes = [self._route(spec, config, tuple(targets(t, spec) for t in leaves(spec))) for spec in config.routes]
+        looked_at = LOOKED_AT if any(spec.cache is not None for spec in config.routes) else ()
+        reader = RequestReader((*looked_at, *{name for spec in config.routes for name in spec.set}))
+        routes = [
+            self._route(spec, config, reader.names, tuple(targets(t, spec) for t in leaves(spec)))
+            for spec in config.routes
+        ]
         direct = {}
         for name in config.providers:
             # Past the routes one asks for what this very provider says: as it comes, and nobody goes on for it.
@@ -195,12 +200,12 @@ class App:
                 targets=[TargetSpec(provider=name)],
                 stream=StreamSpec(on_failure="terminate", tool_calls="pass"),
             )
-            direct[name] = self._route(spec, config, (targets(spec.targets[0], spec),), strip_prefix=True)
+            direct[name] = self._route(spec, config, reader.names, (targets(spec.targets[0], spec),), strip_prefix=True)
         return Flow(
             version=version,
             keyring=Keyring(config.auth.keys, open_door=self._dev),
             routes=Routes(routes, direct, self._rng),
-            reader=RequestReader(tuple({name for spec in config.routes for name in spec.set})),
+            reader=reader,
             catalog=catalog,
             clock=self._clock,
             rng=self._rng,
@@ -288,7 +293,12 @@ class App:
         return self._stats[key]
 
     def _route(
-        self, spec: RouteConfig, config: Config, groups: tuple[tuple[Target, ...], ...], strip_prefix: bool = False
+        self,
+        spec: RouteConfig,
+        config: Config,
+        names: Sequence[str],
+        groups: tuple[tuple[Target, ...], ...],
+        strip_prefix: bool = False,
     ) -> Route:
         key = (spec.name, spec.retries.budget)
         if key not in self._budgets:
@@ -316,7 +326,7 @@ class App:
             sets=sets,
             header=(b"x-turnout-route", header_value(spec.name)),
             strip_prefix=strip_prefix,
-            cache=Policy(asks, version_of(spec, config), sets, facts_of(spec)) if asks is not None else None,
+            cache=Policy(asks, names, version_of(spec, config), sets, facts_of(spec)) if asks is not None else None,
         )
 
 

@@ -1,12 +1,12 @@
 """One route's cache: which requests may be answered from it, and what they are known by."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 
 from ..exchange import Exchange
-from ..native import FieldScanner, canonical
+from ..native import canonical
 from .spec import CacheSpec
 
 # How an answer is delivered, not what it says.
@@ -14,7 +14,8 @@ TRANSPORT = frozenset(("stream", "stream_options"))
 # A digest of more would hold up the loop for longer than it saves.
 MOST_BODY = 8 * 1024 * 1024
 _CHANGES_NOTHING = b"idempotency-key"  # of the client headers that go upstream
-_LOOKED_AT = ("temperature", "n", "best_of")
+# Fields that decide whether a request is meant to be repeatable: the reader of a config with a cache finds them too.
+LOOKED_AT = ("temperature", "n", "best_of")
 _NOTHING = (b"null", b"0", b"0.0", b"-0")
 _ONE = (b"null", b"1")
 
@@ -25,12 +26,13 @@ def joined(*parts: bytes) -> bytes:
 
 
 class Policy:
-    """`partition`: what sets the route's answers apart from those of other routes and other versions of it, see `version`.
+    """`names`: of the fields in the spans of a request. `partition`: what sets the route's answers apart from those of other routes and other versions of it, see `version`.
     `sets`: fields the route writes over the client's. `facts`: what else of a request decides about who is asked."""
 
     def __init__(
         self,
         spec: CacheSpec,
+        names: Sequence[str],
         partition: bytes,
         sets: tuple[tuple[bytes, bytes], ...] = (),
         facts: Callable[[Exchange], bytes] | None = None,
@@ -44,24 +46,21 @@ class Policy:
         # What is written over is the same for all, and stands in the partition.
         self._skip = sorted(TRANSPORT | set(spec.ignore) | set(self._sets))
         self._facts = facts
-        self._scan = FieldScanner(list(_LOOKED_AT)).scan
+        self._places = tuple((name, 2 * names.index(name)) for name in LOOKED_AT)
 
     def why_not(self, x: Exchange) -> str:
         """Why this request is none of the cache's business; empty if it is."""
         body = x.body
         if len(body) > MOST_BODY:
             return "size"
-        try:
-            spans = self._scan(body)
-        except ValueError:  # a field that stands twice: what the upstream makes of it is not known
-            return "field"
-        values = [
-            self._sets.get(name) or (body[spans[2 * i] : spans[2 * i + 1]] if spans[2 * i] >= 0 else b"null")
-            for i, name in enumerate(_LOOKED_AT)
-        ]
-        if values[1] not in _ONE or values[2] not in _ONE:
+        spans = x.spans
+        temperature, n, best_of = (
+            self._sets.get(name) or (body[spans[i] : spans[i + 1]] if spans[i] >= 0 else b"null")
+            for name, i in self._places
+        )
+        if n not in _ONE or best_of not in _ONE:
             return "n"
-        if values[0] not in _NOTHING and not self._share_sampled and not _is_zero(values[0]):
+        if temperature not in _NOTHING and not self._share_sampled and not _is_zero(temperature):
             return "sampled"
         return ""
 
@@ -70,8 +69,10 @@ class Policy:
         assert x.principal is not None
         beta = b"\n".join([name + b":" + value for name, value in x.forward if name != _CHANGES_NOTHING])
         facts = self._facts(x) if self._facts is not None else b""
-        hashed = hashlib.blake2b(digest_size=32)
-        hashed.update(joined(self._partition, x.principal.tenant.encode(), x.surface.name.encode(), beta, facts))
+        # SHA-256: processors have instructions for it, half the time of BLAKE2 on 20 KB.
+        hashed = hashlib.sha256(
+            joined(self._partition, x.principal.tenant.encode(), x.surface.name.encode(), beta, facts)
+        )
         hashed.update(canonical(x.body, self._skip))
         return hashed.digest()
 

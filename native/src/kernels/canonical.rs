@@ -7,27 +7,58 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
-use super::json::{blank, key, string, unescape, value, Malformed, MAX_DEPTH};
+use super::json::{blank, hex4, key, string_escapes, string_stop, unescape, value, Escapes, Malformed, MAX_DEPTH};
 
 /// What is being written, and the members of the objects that are open: start of the key, of its end, of the next.
 struct Writer<'a> {
     b: &'a [u8],
     out: Vec<u8>,
     members: Vec<(usize, usize, usize)>,
+    moved: Vec<u8>, // what is being put in order
 }
 
-/// A string's text as it is to stand between quotes: only quotes and backslashes escaped, all else as it is.
+/// A string's text as it is to stand between quotes: only quotes and backslashes escaped, all else as it is. `raw` is
+/// what `string` has accepted.
 fn put_text(out: &mut Vec<u8>, raw: &[u8], escaped: bool) {
     if !escaped {
         out.extend_from_slice(raw);
         return;
     }
-    for c in unescape(raw).bytes() {
-        if c == b'"' || c == b'\\' {
-            out.push(b'\\');
-        }
-        out.push(c);
+    // What is escaped as it has to be, which is nearly all in text that quotes JSON, is copied with the rest.
+    let (mut from, mut i) = (0, 0);
+    loop {
+        i = string_stop(raw, i);
+        let plain = match raw.get(i + 1) {
+            Some(b'"' | b'\\') => {
+                i += 2;
+                continue;
+            }
+            None => break,
+            Some(b'n') => b'\n',
+            Some(b't') => b'\t',
+            Some(b'r') => b'\r',
+            Some(b'b') => 8,
+            Some(b'f') => 12,
+            Some(b'u') => {
+                out.extend_from_slice(&raw[from..i]);
+                let pair = hex4(raw, i + 2).is_ok_and(|v| (0xD800..0xDC00).contains(&v));
+                from = (i + if pair { 12 } else { 6 }).min(raw.len());
+                let text = unescape(&raw[i..from]);
+                if matches!(text.as_str(), "\"" | "\\") {
+                    out.push(b'\\');
+                }
+                out.extend_from_slice(text.as_bytes());
+                i = from;
+                continue;
+            }
+            Some(c) => *c, // a slash
+        };
+        out.extend_from_slice(&raw[from..i]);
+        out.push(plain);
+        i += 2;
+        from = i;
     }
+    out.extend_from_slice(&raw[from..]);
 }
 
 impl Writer<'_> {
@@ -35,10 +66,14 @@ impl Writer<'_> {
     fn value(&mut self, i: usize, depth: u32) -> Result<usize, Malformed> {
         match self.b.get(i) {
             Some(b'"') => {
-                let (end, escaped) = string(self.b, i + 1)?;
-                self.out.push(b'"');
-                put_text(&mut self.out, &self.b[i + 1..end - 1], escaped);
-                self.out.push(b'"');
+                let (end, escapes) = string_escapes(self.b, i + 1)?;
+                if escapes == Escapes::Other {
+                    self.out.push(b'"');
+                    put_text(&mut self.out, &self.b[i + 1..end - 1], true);
+                    self.out.push(b'"');
+                } else {
+                    self.out.extend_from_slice(&self.b[i..end]);
+                }
                 Ok(end)
             }
             Some(b'{') => self.object(i, depth, &[]),
@@ -114,14 +149,22 @@ impl Writer<'_> {
 
     /// Put the members from `first` on in the order of their keys; those of one key stay in theirs.
     fn sort(&mut self, first: usize) {
-        let Self { out, members, .. } = self;
+        let Self {
+            out, members, moved, ..
+        } = self;
         let ours = &mut members[first..];
         if ours.windows(2).any(|w| out[w[0].0..w[0].1] > out[w[1].0..w[1].1]) {
             let at = ours[0].0;
-            let written = out.split_off(at);
-            ours.sort_by(|x, y| written[x.0 - at..x.1 - at].cmp(&written[y.0 - at..y.1 - at]));
-            for (from, _, to) in ours.iter() {
-                out.extend_from_slice(&written[from - at..to - at]);
+            if let [one, _] = ours {
+                out[at..].rotate_left(one.2 - at);
+            } else {
+                ours.sort_by(|x, y| out[x.0..x.1].cmp(&out[y.0..y.1]));
+                moved.clear();
+                moved.extend_from_slice(&out[at..]);
+                out.truncate(at);
+                for (from, _, to) in ours.iter() {
+                    out.extend_from_slice(&moved[from - at..to - at]);
+                }
             }
         }
         members.truncate(first);
@@ -141,6 +184,7 @@ pub fn write(b: &[u8], skip: &[Vec<u8>]) -> Result<Vec<u8>, Malformed> {
         b,
         out: Vec::with_capacity(b.len() + 16),
         members: Vec::with_capacity(64),
+        moved: Vec::new(),
     };
     let end = blank(b, writer.object(i, 0, skip)?);
     if end != b.len() {
@@ -188,7 +232,10 @@ mod tests {
     #[test]
     fn one_spelling() {
         for (body, want) in [
-            (r#" { "b" : [ 1.0 , {"y":null, "x":"\u00e9\n"} ] , "a":true }"#, "{\"a\":true,\"b\":[1.0,{\"x\":\"é\n\",\"y\":null}]}"),
+            (
+                r#" { "b" : [ 1.0 , {"y":null, "x":"\u00e9\n"} ] , "a":true }"#,
+                "{\"a\":true,\"b\":[1.0,{\"x\":\"é\n\",\"y\":null}]}",
+            ),
             (r#"{"a":2,"a":1,"stream":{"x":[1]}}"#, r#"{"a":2,"a":1}"#),
             (r#"{"str\u0065am":1}"#, "{}"),
             (r#"{"x":{"stream":1}}"#, r#"{"x":{"stream":1}}"#),
@@ -201,7 +248,17 @@ mod tests {
 
     #[test]
     fn refuses_what_is_not_json() {
-        for bad in ["", "[]", "{", "{}x", r#"{"a":01}"#, r#"{"a":1,}"#, r#"{"a":"\ud800"}"#, r#"{"a":[1 2]}"#, r#"{"stream":}"#] {
+        for bad in [
+            "",
+            "[]",
+            "{",
+            "{}x",
+            r#"{"a":01}"#,
+            r#"{"a":1,}"#,
+            r#"{"a":"\ud800"}"#,
+            r#"{"a":[1 2]}"#,
+            r#"{"stream":}"#,
+        ] {
             assert!(run(bad).is_err(), "{bad}");
         }
         let deep = |n: usize| format!("{{\"a\":{}{}}}", "[".repeat(n), "]".repeat(n));

@@ -17,7 +17,7 @@ const HIGHS: u64 = 0x8080_8080_8080_8080;
 
 /// Index of the first byte at or after `i` that ends or bends a string: a quote, a backslash or a control character.
 #[inline]
-fn string_stop(b: &[u8], mut i: usize) -> usize {
+pub fn string_stop(b: &[u8], mut i: usize) -> usize {
     while let Some(chunk) = b.get(i..i + 8) {
         let w = u64::from_le_bytes(chunk.try_into().expect("eight bytes"));
         let quote = w ^ (ONES * u64::from(b'"'));
@@ -57,19 +57,42 @@ pub fn hex4(b: &[u8], i: usize) -> Result<u32, Malformed> {
     Ok(v)
 }
 
+/// What is escaped in a string: nothing; only quotes and backslashes, which have to be; other characters too.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd)]
+pub enum Escapes {
+    None,
+    Needed,
+    Other,
+}
+
 /// `i` is just after the opening quote; returns just after the closing one, and whether an escape was met.
-pub fn string(b: &[u8], mut i: usize) -> Result<(usize, bool), Malformed> {
-    let mut escaped = false;
+#[inline]
+pub fn string(b: &[u8], i: usize) -> Result<(usize, bool), Malformed> {
+    string_escapes(b, i).map(|(end, escapes)| (end, escapes != Escapes::None))
+}
+
+/// The same, and which escapes were met.
+pub fn string_escapes(b: &[u8], mut i: usize) -> Result<(usize, Escapes), Malformed> {
+    let mut escaped = Escapes::None;
     loop {
         i = string_stop(b, i);
         match b.get(i) {
             None => return Err(Malformed(i, "unterminated string")),
             Some(b'"') => return Ok((i + 1, escaped)),
             Some(b'\\') => {
-                escaped = true;
                 match b.get(i + 1) {
-                    Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => i += 2,
+                    Some(b'"' | b'\\') => {
+                        if escaped == Escapes::None {
+                            escaped = Escapes::Needed;
+                        }
+                        i += 2;
+                    }
+                    Some(b'/' | b'b' | b'f' | b'n' | b'r' | b't') => {
+                        escaped = Escapes::Other;
+                        i += 2;
+                    }
                     Some(b'u') => {
+                        escaped = Escapes::Other;
                         let v = hex4(b, i + 2)?;
                         i += 6;
                         if (0xDC00..0xE000).contains(&v) {
