@@ -351,7 +351,7 @@ class Caching:
             route=x.route.name,
             model=x.model,
             key=x.principal.name,
-            tags=x.tags,
+            tags=",".join([*x.principal.tags, *filter(None, map(str.strip, x.tags.split(",")))]),
             provider=last.provider,
             served_model=last.model,
             finish=x.finish,

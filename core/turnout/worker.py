@@ -19,6 +19,7 @@ import uvloop
 
 from . import native
 from .app import App
+from .cache.purge import Purge, purge
 from .config.load import from_wire
 from .config.model import Config
 from .ingress import control
@@ -82,7 +83,7 @@ class Worker:
             except (asyncio.IncompleteReadError, ConnectionError):
                 os._exit(1)  # the supervisor is gone
             if kind == "metrics":
-                self._say("metrics", [value, metrics.encode(self._app.snapshot())])
+                self._say("metrics", [value[0], metrics.encode(self._app.snapshot())])
             elif kind == "config":
                 try:
                     config = from_wire(value["data"], value["secrets"])
@@ -92,10 +93,15 @@ class Worker:
                 except Exception as exc:  # checked by the supervisor before; the old config stays in force
                     self._say("failed", f"{type(exc).__name__} while applying config {value['version']}")
             elif kind == "explain":
-                self._say("explained", [value[0], self._app.explain(msgspec.convert(value[1], Question))])
+                self._say("answer", [value[0], self._app.explain(msgspec.convert(value[1], Question))])
+            elif kind == "purge":
+                self._purging = asyncio.create_task(self._purge(*value))
             elif kind == "drain":
                 self._app.drain(value)
                 self._done.set()
+
+    async def _purge(self, number: int, what: dict[str, Any]) -> None:
+        self._say("answer", [number, await purge(self._app.memory, msgspec.convert(what, Purge))])
 
 
 def engine_of(name: str, fd: int, config: Config) -> tuple[Callable[..., Any], Callable[[App], Any]]:

@@ -212,12 +212,9 @@ class Supervisor:
                 if kind == "ready":
                     slot.applied = self.version
                     slot.ready.set()
-                elif kind == "metrics":
-                    slot.last = metrics.decode(value[1])
-                    answer = slot.answers.pop(value[0], None)
-                    if answer is not None and not answer.done():
-                        answer.set_result(slot.last)
-                elif kind == "explained":
+                elif kind in ("metrics", "answer"):
+                    if kind == "metrics":
+                        slot.last = metrics.decode(value[1])
                     answer = slot.answers.pop(value[0], None)
                     if answer is not None and not answer.done():
                         answer.set_result(value[1])
@@ -264,14 +261,18 @@ class Supervisor:
 
     # ---- metrics
 
-    async def explain(self, question: Question, wait_s: float = 1.0) -> dict[int, Any]:
+    async def explain(self, question: Question) -> dict[int, Any]:
         """What every worker would do with such a request."""
+        return await self.ask("explain", msgspec.to_builtins(question))
+
+    async def ask(self, kind: str, value: Any, wait_s: float = 1.0) -> dict[int, Any]:
+        """Every worker's answer to a question, by its number."""
         number = next(self._numbers)
         asked: dict[int, asyncio.Future[Any]] = {}
         for slot in self.slots:
             if slot.writer is not None and slot.ready.is_set():
                 asked[slot.number] = slot.answers[number] = asyncio.get_running_loop().create_future()
-                self._send(slot, "explain", [number, msgspec.to_builtins(question)])
+                self._send(slot, kind, [number, value])
         if asked:
             await asyncio.wait(asked.values(), timeout=wait_s)
         for slot in self.slots:
@@ -280,19 +281,7 @@ class Supervisor:
 
     async def snapshot(self, wait_s: float = 1.0) -> metrics.Snapshot:
         """The sum over all workers, those that have gone included."""
-        number = next(self._numbers)
-        loop = asyncio.get_running_loop()
-        asked: list[asyncio.Future[metrics.Snapshot]] = []
-        for slot in self.slots:
-            if slot.writer is not None and slot.ready.is_set():
-                answer: asyncio.Future[metrics.Snapshot] = loop.create_future()
-                slot.answers[number] = answer
-                asked.append(answer)
-                self._send(slot, "metrics", number)
-        if asked:
-            await asyncio.wait(asked, timeout=wait_s)
-        for slot in self.slots:
-            slot.answers.pop(number, None)
+        await self.ask("metrics", None, wait_s)  # each answer is its slot's `last` too
         total = metrics.add(part for slot in self.slots for part in (slot.gone, slot.last))
         total["turnout_worker_restarts_total"] = {(): sum(slot.restarts for slot in self.slots)}
         total["turnout_config_version"] = {(): self.version}
