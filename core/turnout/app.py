@@ -17,6 +17,7 @@ from .admit.keys import Keyring
 from .cache.flight import Flights
 from .cache.memory import Memory
 from .cache.policy import LOOKED_AT, Policy
+from .cache.tier import Tier
 from .catalog import Catalog, patience_ms
 from .clock import SystemClock
 from .config.model import Config, RouteConfig
@@ -62,8 +63,9 @@ class App:
         simulators: dict[str, str] | None = None,
         make_client: Callable[[asyncio.AbstractEventLoop, Callable[[], int]], Any] = Client,
         window: Callable[[str], Cells | None] = lambda name: None,
+        tier: Tier | None = None,
     ) -> None:
-        """`window(name)`: cells for this name that all workers count in; None where there are none to share."""
+        """`tier`: what this worker shares its cache through. `window(name)`: cells for this name that all workers count in; None where there are none to share."""
         self._loop = asyncio.get_running_loop()
         self._clock = SystemClock()
         self._rng = Random()
@@ -83,6 +85,7 @@ class App:
         self._shares: list[Share] = []
         self.memory = Memory(*_bounds(config))
         self.flights = Flights()
+        self.tier = tier
         flow = self._build(config, version, simulators or {})
         sample = self._sample(config)
         self.endpoints = Endpoints(flow, self._clock, self.callers, self._rng, sample)
@@ -213,6 +216,7 @@ class App:
             body_limit=config.most_body_bytes,
             memory=self.memory,
             flights=self.flights,
+            tier=self.tier,
             meter=self.metrics,
         )
 

@@ -16,13 +16,16 @@ from .admit.keys import Keyring
 from .asking import Asking
 from .cache.flight import Flights
 from .cache.memory import Memory
-from .caching import Caching, Meter
+from .cache.needs import Meter
+from .cache.tier import Tier
+from .caching import Caching
 from .catalog import Catalog
 from .clock import Clock
 from .errors import TABLE, Fault, error_body
 from .exchange import Exchange, Headers, Reply, Route
 from .marks import Marks
 from .route.stage import Routes
+from .sharing import Sharing
 from .streaming import Passage, assemble
 from .upstream.attempt import passed_headers
 from .wire.headers import TO_CLIENT
@@ -70,6 +73,7 @@ class Flow:
         body_limit: int,
         memory: Memory,
         flights: Flights,
+        tier: Tier | None,
         meter: Meter,
     ) -> None:
         self.version = version
@@ -81,14 +85,24 @@ class Flow:
         self._settled = settled
         self._body_limit = body_limit
         self.marks = marks = Marks(version, clock.now_ns)
-        self.caching = Caching(
+        sharing = Sharing(
             line=self,
             marks=marks,
             stream_headers=STREAM_HEADERS,
             memory=memory,
             flights=flights,
+            tier=tier,
             clock=clock,
             rng=rng,
+            meter=meter,
+        )
+        self.caching = Caching(
+            line=self,
+            marks=marks,
+            stream_headers=STREAM_HEADERS,
+            memory=memory,
+            sharing=sharing,
+            clock=clock,
             meter=meter,
         )
 

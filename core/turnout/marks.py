@@ -38,7 +38,12 @@ class Marks:
 
     def note(self, x: Exchange, target: Target) -> bytes:
         """A comment in the stream with what would have been headers, had the head waited."""
-        pairs = b" ".join(name + b"=" + value for name, value in self._story(x, target))
+        return self.late(self._story(x, target))
+
+    @staticmethod
+    def late(headers: Headers) -> bytes:
+        """Headers that are known only when the head is out, as such a comment."""
+        pairs = b" ".join(name + b"=" + value for name, value in headers if name.startswith(b"x-turnout-"))
         return b": turnout " + pairs.replace(b"x-turnout-", b"") + b"\n\n"
 
     def closing(self, x: Exchange, target: Target | None) -> bytes:

@@ -24,6 +24,7 @@ from .config.load import from_wire
 from .config.model import Config
 from .ingress import control
 from .ingress.question import Question
+from .state.board import Board
 from .state.remote import Remote
 from .state.table import Cells, row
 from .telemetry import metrics
@@ -56,6 +57,7 @@ class Worker:
             simulators=first["simulators"],
             make_client=make_client,
             window=lambda name: row(cells, name),
+            tier=Board(first["board"]) if first["board"] else None,
         )
         self._server = make_server(app)
         serving = asyncio.create_task(self._server.serve())
@@ -87,6 +89,8 @@ class Worker:
             elif kind == "config":
                 try:
                     config = from_wire(value["data"], value["secrets"])
+                    if value["board"] and self._app.tier is None:  # no route had a cache until now
+                        self._app.tier = Board(value["board"])
                     self._app.apply(config, value["version"], value["simulators"])
                     self._server.apply(config.listen)
                     self._say("applied", value["version"])
@@ -101,7 +105,10 @@ class Worker:
                 self._done.set()
 
     async def _purge(self, number: int, what: dict[str, Any]) -> None:
-        self._say("answer", [number, await purge(self._app.memory, msgspec.convert(what, Purge))])
+        asked = msgspec.convert(what, Purge)
+        if not asked.dry and self._app.tier is not None:
+            await self._app.tier.flush()  # before our own: what is fetched meanwhile is let go with the rest
+        self._say("answer", [number, await purge(self._app.memory, asked)])
 
 
 def engine_of(name: str, fd: int, config: Config) -> tuple[Callable[..., Any], Callable[[App], Any]]:

@@ -10,6 +10,7 @@ import uvloop
 
 from faults.conftest import Wire, dechunk, said
 from faults.server import TEXT, TOKENS, FaultServer
+from support.crowd import Answer, body, crowd, one
 from support.gateway import KEY, Gateway, config
 from turnout.account.ledger import rows
 
@@ -49,28 +50,6 @@ def gateway(serve: Callable[..., Gateway], a: FaultServer) -> Gateway:
     return serve(config({name: a.at(fault) for name, fault in faults.items()}, routes))
 
 
-def body(model: str, text: str, stream: bool, **more: Any) -> dict[str, Any]:
-    return {"model": model, "messages": [{"role": "user", "content": text}], **({"stream": True} if stream else {}), **more}
-
-
-class Answer:
-    def __init__(self, data: bytes) -> None:
-        head, _, rest = data.partition(b"\r\n\r\n")
-        self.status = int(head[9:12])
-        self.headers = dict(line.lower().split(": ", 1) for line in head.decode().split("\r\n")[1:])
-        self.body = dechunk(rest) if "chunked" in self.headers.get("transfer-encoding", "") else rest
-
-
-async def one(gateway: Gateway, asked: dict[str, Any]) -> Answer:
-    raw = json.dumps(asked).encode()
-    reader, writer = await asyncio.open_connection(gateway.host, gateway.port, limit=1 << 22)
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {len(raw)}\r\n\r\n"
-    writer.write(head.encode() + raw)
-    data = await reader.read(-1)
-    writer.close()
-    return Answer(data)
-
-
 @pytest.fixture
 def wire(gateway: Gateway) -> Iterator[Open]:
     """Opens raw connections that are closed with the test."""
@@ -81,15 +60,8 @@ def wire(gateway: Gateway) -> Iterator[Open]:
         return opened[-1]
 
     yield open_one
-    for one in opened:
-        one.close()
-
-
-def crowd(gateway: Gateway, asked: dict[str, Any], count: int) -> list[Answer]:
-    async def run() -> list[Answer]:
-        return await asyncio.gather(*(one(gateway, asked) for _ in range(count)))
-
-    return uvloop.run(run())
+    for each in opened:
+        each.close()
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "streamed"])

@@ -64,6 +64,12 @@ class Policy:
             return "sampled"
         return ""
 
+    def tag(self, x: Exchange) -> str:
+        """Names the tenant and the route where they are no secret to others: what is shared lies together under it."""
+        assert x.principal is not None
+        said = joined(self._partition, x.principal.tenant.encode())
+        return hashlib.blake2b(said, digest_size=8).hexdigest()
+
     def digest(self, x: Exchange) -> bytes:
         """32 bytes that only requests have whose answers may stand for each other."""
         assert x.principal is not None

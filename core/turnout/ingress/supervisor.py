@@ -80,6 +80,7 @@ class Supervisor:
         self._recorder: subprocess.Popen[bytes] | None = None
         self._counters_fd = table.memory()  # what workers count together outlives each of them
         self._state: StateProcess | None = None  # where they have no shared memory
+        self._board: StateProcess | None = None  # what they keep for each other, where a route has a cache
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = asyncio.Event()
         self._forced = False
@@ -107,6 +108,7 @@ class Supervisor:
         self._start_recorder()
         if len(self.slots) > 1 and not native.shares:
             self._state = StateProcess()
+        self._start_board()
         for slot in self.slots:
             self._spawn(slot)
         self.admin = Admin(self)
@@ -141,6 +143,7 @@ class Supervisor:
             if self._path:  # the new config may take secrets from other files
                 self._watch = Watch.over(self._path, self.loaded)
             self._start_simulators()
+            self._start_board()
             for slot in self.slots:
                 self._send(slot, "config", self._config_message())
             self._settings()
@@ -180,8 +183,9 @@ class Supervisor:
             if self._recorder.poll() is None:
                 self._recorder.kill()
                 self._recorder.wait()
-        if self._state is not None:
-            self._state.stop()
+        for helper in (self._state, self._board):
+            if helper is not None:
+                helper.stop()
         if self._simulator is not None:
             self._simulator.stop()
 
@@ -257,6 +261,7 @@ class Supervisor:
             "engine": self._engine,
             "simulators": self.simulators,
             "state": self._state.address if self._state is not None else b"",
+            "board": self._board.address if self._board is not None else b"",
         }
 
     # ---- metrics
@@ -305,8 +310,16 @@ class Supervisor:
                 self._start_recorder()
             if self._state is not None and self._state.restarted():
                 self.say("the state process ended; started it again (what workers count together begins anew)")
+            if self._board is not None and self._board.restarted():
+                self.say("the board ended; started it again (what workers keep for each other begins anew)")
 
     # ---- the other processes
+
+    def _start_board(self) -> None:
+        """One worker has nobody to share with."""
+        config = self.loaded.config
+        if self._board is None and len(self.slots) > 1 and any(route.cache is not None for route in config.routes):
+            self._board = StateProcess("board_process", str(config.cache.max_mb))
 
     def _start_recorder(self) -> None:
         rings = [slot.ring_fd for slot in self.slots]

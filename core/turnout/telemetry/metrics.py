@@ -89,6 +89,7 @@ FAMILIES: dict[str, tuple[str, tuple[str, ...], str, tuple[float, ...]]] = {
         "Answers let go: the whole was full, the tenant's share was, or they were dead",
         (),
     ),
+    "turnout_cache_garbage_total": ("counter", ("backend",), "Shared values that were not what they should be", ()),
     "turnout_cache_bytes": ("gauge", (), "Memory of kept answers", ()),
     "turnout_cache_entries": ("gauge", (), "Kept answers", ()),
     "turnout_cache_backend_seconds": ("histogram", ("backend", "operation"), "Looking up and keeping answers", OURS),
