@@ -310,7 +310,7 @@ fn served(pieces: Vec<Vec<u8>>, blocks: bool, tls: bool) -> (Vec<Vec<u8>>, Vec<u
     let conn = ServerConn::new(
         wire,
         address,
-        waker.clone(),
+        (key, waker.clone()),
         Rc::clone(&outbox),
         limits,
         Box::new(|| ()),
@@ -446,7 +446,7 @@ fn relayed(pieces: Vec<Vec<u8>>, blocks: bool) -> (Vec<u8>, Option<&'static str>
     let conn = ServerConn::new(
         Box::new(Open(Line(Rc::clone(&client)))),
         ([127, 0, 0, 1], 1).into(),
-        waker.clone(),
+        (at, waker.clone()),
         Rc::clone(&outbox),
         limits,
         Box::new(|| ()),

@@ -265,7 +265,14 @@ impl Reactor {
                 poller.remove(fd);
                 clients.set(clients.get() - 1);
             });
-            let conn = ServerConn::new(wire, peer, waker.clone(), Rc::clone(&self.outbox), self.limits, leave);
+            let conn = ServerConn::new(
+                wire,
+                peer,
+                (key, waker.clone()),
+                Rc::clone(&self.outbox),
+                self.limits,
+                leave,
+            );
             self.exec.insert(key, Rc::new(conn));
             waker.wake();
         }

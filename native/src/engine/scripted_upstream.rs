@@ -124,7 +124,7 @@ impl Rig {
         let wire = Box::new(Handle(Rc::clone(script)));
         let peer = ([127, 0, 0, 1], 1).into();
         let outbox = Rc::clone(&self.outbox);
-        let conn = ServerConn::new(wire, peer, waker.clone(), outbox, limits, Box::new(|| ()));
+        let conn = ServerConn::new(wire, peer, (key, waker.clone()), outbox, limits, Box::new(|| ()));
         self.exec.insert(key, Rc::new(conn));
         waker.wake();
         self.scripts.push((Rc::clone(script), key, Cell::new(false)));

@@ -18,7 +18,7 @@ use hyper::client::conn::http1;
 
 use super::call::{Call, Fault, CLIENT_GONE, MALFORMED, RESET_BEFORE, RESET_WITHIN};
 use super::dial::Tunnel;
-use super::exec::{Step, Task};
+use super::exec::{Exec, Step, Task};
 use super::io::{Gate, Io};
 use super::pool::{Ground, Pool};
 use super::server::{Event, Outbox};
@@ -187,7 +187,7 @@ impl Upstream {
     }
 
     /// Move what hyper has for the call. Whether anything moved.
-    fn advance(&self, cx: &mut Context<'_>) -> bool {
+    fn advance(&self, cx: &mut Context<'_>, exec: &Exec) -> bool {
         let mut slot = self.running.borrow_mut();
         let Some(running) = slot.as_mut() else { return false };
         let call = Arc::clone(&running.call);
@@ -259,7 +259,7 @@ impl Upstream {
             }
         }
         if !pieces.is_empty() {
-            state.came(pieces);
+            state.came(pieces, exec);
         }
         if ended {
             running.body = None;
@@ -300,7 +300,8 @@ impl Upstream {
 }
 
 impl Task for Upstream {
-    fn poll(&self, cx: &mut Context<'_>, turn: u64) -> Step {
+    fn poll(&self, cx: &mut Context<'_>, exec: &Exec) -> Step {
+        let turn = exec.turn();
         if self.call().is_some_and(|call| {
             let mut state = call.lock();
             if state.is_deserted() {
@@ -327,9 +328,9 @@ impl Task for Upstream {
                 Phase::Rest => true,
                 _ => return Step::Done,
             };
-            let moved = self.advance(cx);
+            let moved = self.advance(cx, exec);
             if ended {
-                while self.advance(cx) {}
+                while self.advance(cx, exec) {}
                 break true;
             }
             if !moved {
