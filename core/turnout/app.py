@@ -24,7 +24,7 @@ from .ingress.endpoints import Endpoints
 from .ingress.question import Question, answer
 from .route.health import Breaker
 from .route.retry import RetryBudget
-from .route.share import Cells, Share
+from .route.share import Cells, Share, name_of
 from .route.spec import Match, RouteSpec, StreamSpec, TargetSpec, counting, half_life_s, leaves, tree_of
 from .route.spec import Window as RestartWindow
 from .route.stage import Routes
@@ -269,7 +269,7 @@ class App:
         key = (route.name, spec.provider, spec.model or "", half_life_s(route))
         if key not in self._stats:
             self._stats[key] = stats = Stats(key[3], self._turns.setdefault(route.name, {}))
-            if (cells := self._window(f"stats {' '.join(map(str, key))}")) is not None:
+            if (cells := self._window(name_of(*key))) is not None:
                 self._shares.append(Share(stats, cells, self._clock.now_ns()))
         return self._stats[key]
 
