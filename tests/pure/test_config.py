@@ -209,7 +209,7 @@ def test_a_wrong_field_is_refused_by_path_and_line(old: str, new: str, line: str
         ("state: {redis: {url: 1}}\n", "18: state.redis.url: expected str, got int"),
         ("state: {redis: {connect_ms: 0}}\n", "18: state.redis.connect_ms: expected int >= 1"),
         ("state: {redis: {connect_ms: 0}}\n", "18: state.redis.url: required, but missing"),
-        ("state: {redis: {url: r, password: %s}}\n" % SECRET, "18: state.redis.password: "),
+        (f"state: {{redis: {{url: r, password: {SECRET}}}}}\n", "18: state.redis.password: "),
     ],
 )
 def test_a_wrong_section_is_refused_by_path_and_line(extra: str, line: str) -> None:
