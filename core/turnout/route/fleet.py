@@ -1,7 +1,7 @@
 """Statistics that hosts have together. Pure; the supervisor of each host carries them (ingress/sharing.py), off every
 request's way.
 
-Each host says what its own workers have seen since it started, as sums that only grow, with its number; the others take
+Each host says what its own workers have seen since it started, as sums that only grow, in numbered reports; the others take
 the difference to what it said before. So a report that is lost, late, said twice or out of order does no harm, nor does a
 Redis that forgets: the next report has all. Nobody counts in Redis, so nothing is counted twice after a time-out.
 
@@ -47,6 +47,7 @@ class Report(msgspec.Struct, array_like=True, frozen=True):
     lines: list[Line]
 
 
+NOTHING = Line(0, 0, 0, 0, 0, 0, 0, 0, 0.0, 0.0, 0.0, 0.0)
 _encode = msgspec.msgpack.encode
 _decode = msgspec.msgpack.Decoder(Report).decode
 _SUMS = ("streamed", "streamed_us", "plain", "plain_us", "good", "bad", "begun")
@@ -136,11 +137,12 @@ class Fleet:
     def report(self, now_ns: int, wall_s: float) -> bytes:
         """For the others: of the targets that had a request of late."""
         self._number += 1
-        lines = [
-            _line(key, target, target.own, now_ns)
-            for key, target in self._targets.items()
-            if target.begun_ns and now_ns - target.begun_ns < QUIET_NS
-        ]
+        lines = []
+        for key, target in self._targets.items():
+            if target.begun_ns and now_ns - target.begun_ns < QUIET_NS:
+                lines.append(_line(key, target, target.own, now_ns))
+            else:
+                target.sums = Seen()  # so that whoever finds it in a report again, and not in the one before, has all
         return _encode(Report(VERSION, self._number, wall_s, lines))
 
     def snapshot(self, now_ns: int, wall_s: float) -> bytes:
@@ -168,12 +170,10 @@ class Fleet:
         elif report.number <= host.number:  # nothing new, or an older one
             return True
         news = now_ns - host.heard_ns < GAP_NS
-        for line in report.lines:
-            before = host.lines.get(line.key)
-            host.lines[line.key] = line
-            target = self._targets.get(line.key)
-            if news and before is not None and target is not None:
-                self._pass_on(target, before, line, now_ns)
+        for line in report.lines if news else ():
+            if (target := self._targets.get(line.key)) is not None:
+                self._pass_on(target, host.lines.get(line.key, NOTHING), line, now_ns)
+        host.lines = {line.key: line for line in report.lines}
         host.number = report.number
         host.heard_ns = now_ns
         return True
