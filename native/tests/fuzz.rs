@@ -21,6 +21,7 @@ use bytes::Bytes;
 use http::StatusCode;
 
 use _native::engine::call::{Call, Relay};
+use _native::engine::dial::Way;
 use _native::engine::exec::Exec;
 use _native::engine::framing::Guard;
 use _native::engine::pool::{Ground, Layers, Pool};
@@ -28,7 +29,6 @@ use _native::engine::request::{refuse, respond, Got, Req};
 use _native::engine::server::{Event, Limits, Outbox, ServerConn};
 use _native::engine::sys::{Poller, Readiness, Wire};
 use _native::engine::tls::{server_config, Pace, Tls};
-use _native::engine::upstream::Way;
 use _native::engine::whole::Whole;
 use _native::kernels::chunk::Chunk;
 use _native::kernels::scan::scan;

@@ -42,6 +42,10 @@ pub struct Gate {
     pub starved: bool,
     /// All that was written has gone to the socket.
     pub flushed: bool,
+    /// The end was read: it stays the end.
+    at_end: bool,
+    /// Read, but left to hyper.
+    behind: Vec<u8>,
     /// Of a chunk that was written past hyper: goes out before anything else.
     ahead: Vec<u8>,
     /// Bytes read in all.
@@ -65,6 +69,8 @@ impl Gate {
             bytes: 0,
             starved: false,
             flushed: true,
+            at_end: false,
+            behind: Vec::new(),
             ahead: Vec::new(),
             received: 0,
         }
@@ -95,7 +101,28 @@ impl Gate {
         self.starved = false;
     }
 
-    fn recv(&mut self, buf: &mut [MaybeUninit<u8>]) -> Poll<io::Result<usize>> {
+    /// Whether hyper has sent the request, and all it was given of the answer are whole chunks with `taken` bytes.
+    pub fn is_between_chunks(&self, taken: u64) -> bool {
+        self.flushed && self.behind.is_empty() && self.guard.between_chunks() == Some(taken)
+    }
+
+    /// Bytes that hyper shall read next.
+    pub fn give_back(&mut self, data: &[u8]) {
+        self.behind.extend_from_slice(data);
+    }
+
+    /// Bytes that have come, at most as many as a connection may read in one turn. Pending: none, or not now.
+    pub fn recv(&mut self, buf: &mut [MaybeUninit<u8>]) -> Poll<io::Result<usize>> {
+        if !self.behind.is_empty() {
+            let n = self.behind.len().min(buf.len());
+            for (to, from) in buf.iter_mut().zip(self.behind.drain(..n)) {
+                to.write(from);
+            }
+            return Poll::Ready(Ok(n));
+        }
+        if self.at_end {
+            return Poll::Ready(Ok(0));
+        }
         if !self.readable {
             return Poll::Pending;
         }
@@ -109,6 +136,7 @@ impl Gate {
                     self.reads += 1;
                     self.bytes += n;
                     self.received += n as u64;
+                    self.at_end = n == 0 && !buf.is_empty();
                     // Less than asked for: nothing is left (epoll(7)), except a FIN that came together with the bytes.
                     if n > 0 && n < buf.len() && !self.ended {
                         self.readable = self.layered && self.wire.more();

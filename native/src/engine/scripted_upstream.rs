@@ -11,6 +11,7 @@ use bytes::Bytes;
 use http::{Method, Request, StatusCode};
 
 use super::call::{Call, MOST_WAITING};
+use super::dial::Way;
 use super::exec::{Exec, Key};
 use super::pool::{Ground, Layers, Pool};
 use super::request::{respond, Req};
@@ -18,7 +19,6 @@ use super::scripted::{post, Handle, Script};
 use super::server::{Event, Limits, Outbox, ServerConn};
 use super::sys::{Poller, Readiness, Wire};
 use super::tls::Pace;
-use super::upstream::Way;
 use super::whole::Whole;
 
 /// An upstream that says nothing before it has been asked.

@@ -1,9 +1,9 @@
 //! The grammar of JSON (RFC 8259) over bytes, for kernels that look at text and build nothing.
 //!
 //! Each function takes the text and a place in it and returns the place behind what stood there. Values are walked with
-//! a bit per nesting level instead of recursion. Strings, where nearly all bytes are, are skipped eight bytes at a time
-//! (the "has byte less than n / equal to n" tricks of Hacker's Delight and Bit Twiddling Hacks). That the text is UTF-8
-//! is for the caller to check.
+//! a bit per nesting level instead of recursion. Strings, where nearly all bytes are, are skipped sixteen bytes at a time
+//! with SSE2, else eight (the "has byte less than n / equal to n" tricks of Hacker's Delight and Bit Twiddling Hacks).
+//! That the text is UTF-8 is for the caller to check.
 
 /// Deeper than any request of a real client (tool schemas reach about 20), shallow enough to fit one machine word.
 pub const MAX_DEPTH: u32 = 128;
@@ -18,6 +18,14 @@ const HIGHS: u64 = 0x8080_8080_8080_8080;
 /// Index of the first byte at or after `i` that ends or bends a string: a quote, a backslash or a control character.
 #[inline]
 fn string_stop(b: &[u8], mut i: usize) -> usize {
+    #[cfg(target_arch = "x86_64")]
+    while let Some(block) = b.get(i..i + 16) {
+        let hit = stops_of(block.try_into().expect("sixteen bytes"));
+        if hit != 0 {
+            return i + hit.trailing_zeros() as usize;
+        }
+        i += 16;
+    }
     while let Some(chunk) = b.get(i..i + 8) {
         let w = u64::from_le_bytes(chunk.try_into().expect("eight bytes"));
         let quote = w ^ (ONES * u64::from(b'"'));
@@ -35,6 +43,23 @@ fn string_stop(b: &[u8], mut i: usize) -> usize {
         i += 1;
     }
     i
+}
+
+/// A bit for each of these bytes that ends or bends a string.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+fn stops_of(block: &[u8; 16]) -> u32 {
+    use std::arch::x86_64::{
+        __m128i, _mm_cmpeq_epi8, _mm_loadu_si128, _mm_min_epu8, _mm_movemask_epi8, _mm_or_si128, _mm_set1_epi8,
+    };
+    // SAFETY: SSE2 is part of x86-64; the load takes any alignment and exactly the block's sixteen bytes.
+    unsafe {
+        let bytes = _mm_loadu_si128(block.as_ptr().cast::<__m128i>());
+        let quote = _mm_cmpeq_epi8(bytes, _mm_set1_epi8(b'"' as i8));
+        let slash = _mm_cmpeq_epi8(bytes, _mm_set1_epi8(b'\\' as i8));
+        let control = _mm_cmpeq_epi8(_mm_min_epu8(bytes, _mm_set1_epi8(0x1f)), bytes);
+        _mm_movemask_epi8(_mm_or_si128(_mm_or_si128(quote, slash), control)) as u32
+    }
 }
 
 #[inline]
