@@ -8,7 +8,7 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -17,19 +17,21 @@ from .admit.keys import Keyring
 from .cache.flight import Flights
 from .cache.memory import Memory
 from .cache.policy import LOOKED_AT, Policy
-from .cache.tier import Tier
+from .cache.tier import OverRedis, Tier
 from .catalog import Catalog, patience_ms
 from .clock import SystemClock
 from .config.model import Config, RouteConfig
 from .config.version import facts_of, version_of
 from .exchange import Ability, Exchange, Receive, Route, Send, Target
 from .flow import Flow
+from .ingress import sharing
 from .ingress.caller import Callers
 from .ingress.endpoints import Endpoints
+from .ingress.lifespan import lifespan
 from .ingress.question import Question, answer
 from .route.health import Breaker
 from .route.retry import RetryBudget
-from .route.share import Cells, Share
+from .route.share import Cells, Share, name_of
 from .route.spec import Match, RouteSpec, StreamSpec, TargetSpec, counting, half_life_s, leaves, tree_of
 from .route.spec import Window as RestartWindow
 from .route.stage import Routes
@@ -45,6 +47,9 @@ from .upstream.providers.openai import AccountSpec, OpenAISpec
 from .upstream.providers.simulated import SimulatedSpec
 from .wire.headers import header_value
 from .wire.request import RequestReader
+
+if TYPE_CHECKING:
+    from .state.depot import Depot
 
 USER_AGENT = f"turnout/{__version__}"
 
@@ -63,9 +68,9 @@ class App:
         simulators: dict[str, str] | None = None,
         make_client: Callable[[asyncio.AbstractEventLoop, Callable[[], int]], Any] = Client,
         window: Callable[[str], Cells | None] = lambda name: None,
-        tier: Tier | None = None,
+        board: Tier | None = None,
     ) -> None:
-        """`tier`: what this worker shares its cache through. `window(name)`: cells for this name that all workers count in; None where there are none to share."""
+        """`board`: what the workers of this host share their caches through. `window(name)`: cells for this name that all workers count in; None where there are none to share."""
         self._loop = asyncio.get_running_loop()
         self._clock = SystemClock()
         self._rng = Random()
@@ -83,9 +88,12 @@ class App:
         self._stats: dict[tuple[str, str, str, float], Stats] = {}
         self._turns: dict[str, dict[str, int]] = {}
         self._shares: list[Share] = []
-        self.memory = Memory(*_bounds(config))
+        self.memory = Memory(*config.cache.bounds)
         self.flights = Flights()
-        self.tier = tier
+        self.board = board  # what this worker shares its cache through, where that is not Redis
+        self._over_redis: OverRedis | None = None
+        self._depot: Depot | None = None
+        self._closing: asyncio.Task[None] | None = None
         flow = self._build(config, version, simulators or {})
         sample = self._sample(config)
         self.endpoints = Endpoints(flow, self._clock, self.callers, self._rng, sample)
@@ -109,14 +117,20 @@ class App:
     def apply(self, config: Config, version: int, simulators: dict[str, str]) -> None:
         """Swap the config: new requests get the new flow, those under way keep the one they began with."""
         before = self.client.swap([])
+        depot = self._depot
+        if depot is not None and depot.spec != config.state.shared:
+            self._depot = None
         try:
             flow = self._build(config, version, simulators)
         except BaseException:  # the old config stays in force, and so do its connections
             self.client.retire(self.client.swap(before))
+            self._depot = depot
             raise
+        if depot is not None and depot is not self._depot:
+            self._closing = self._loop.create_task(depot.close())
         self.client.retire(before)
         self.endpoints.flow = flow
-        self.memory.resize(*_bounds(config))
+        self.memory.resize(*config.cache.bounds)
         self.endpoints.sample = self._sample(config)
         self.callers.body_ns = config.listen.body_timeout_ms * 1_000_000
 
@@ -131,8 +145,28 @@ class App:
         while self.callers.live and self._loop.time() < self._drain_until:
             await asyncio.sleep(0.01)
         self.close()
+        if self._closing is not None:
+            await self._closing
+
+    def depot(self, config: Config) -> "Depot | None":
+        """This worker's client of Redis, made (and redis loaded) when something first needs it; None: not configured."""
+        if self._depot is None and config.state.shared is not None:
+            self._depot = sharing.make(config.state.shared, self._rng)
+        return self._depot
+
+    def tier(self, config: Config) -> Tier | None:
+        """What this worker shares its cache through; None: nothing."""
+        depot = self.depot(config)
+        if depot is None:
+            return self.board
+        if self._over_redis is None or self._over_redis.depot is not depot:
+            self._over_redis = OverRedis(depot, self.memory)
+        return self._over_redis
 
     def close(self) -> None:
+        if self._depot is not None:
+            self._closing = self._loop.create_task(self._depot.close())
+            self._depot = None
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -147,10 +181,9 @@ class App:
         out["turnout_workers"] = {(): 1}
         if self._ring is not None:
             out["turnout_records_dropped_total"] = {(): self._ring.dropped}
-        if self.memory.entries or any(self.memory.evicted.values()):
-            out["turnout_cache_bytes"] = {(): self.memory.bytes}
-            out["turnout_cache_entries"] = {(): self.memory.entries}
-            out["turnout_cache_evictions_total"] = {(why,): n for why, n in self.memory.evicted.items()}
+        out.update(self.memory.seen())
+        if self._depot is not None:
+            out.update(sharing.seen(self._depot))
         for key, breaker in self._breakers.items():
             out.setdefault("turnout_breaker_open", {})[key] = float(breaker.state(now) == "open")
             if breaker.opens:
@@ -216,7 +249,7 @@ class App:
             body_limit=config.most_body_bytes,
             memory=self.memory,
             flights=self.flights,
-            tier=self.tier,
+            tier=self.tier(config) if looked_at else None,
             meter=self.metrics,
         )
 
@@ -292,7 +325,7 @@ class App:
         key = (route.name, spec.provider, spec.model or "", half_life_s(route))
         if key not in self._stats:
             self._stats[key] = stats = Stats(key[3], self._turns.setdefault(route.name, {}))
-            if (cells := self._window(f"stats {' '.join(map(str, key))}")) is not None:
+            if (cells := self._window(name_of(*key))) is not None:
                 self._shares.append(Share(stats, cells, self._clock.now_ns()))
         return self._stats[key]
 
@@ -332,32 +365,6 @@ class App:
             strip_prefix=strip_prefix,
             cache=Policy(asks, names, version_of(spec, config), sets, facts_of(spec)) if asks is not None else None,
         )
-
-
-def _bounds(config: Config) -> tuple[int, int]:
-    """Bytes of the cache, and of one tenant's part of it."""
-    most = config.cache.max_mb << 20
-    return most, int(most * config.cache.tenant_share)
-
-
-async def lifespan(
-    receive: Receive, send: Send, start: Callable[[], None] | None, stop: Callable[[], Awaitable[None]]
-) -> None:
-    """The ASGI lifespan protocol: `start` before the first request, `stop` once no new connection is taken."""
-    while True:
-        event = await receive()
-        if event["type"] == "lifespan.startup":
-            try:
-                if start is not None:
-                    start()
-            except Exception as exc:
-                await send({"type": "lifespan.startup.failed", "message": str(exc)})
-                return
-            await send({"type": "lifespan.startup.complete"})
-        elif event["type"] == "lifespan.shutdown":
-            await stop()
-            await send({"type": "lifespan.shutdown.complete"})
-            return
 
 
 class _FromFile:

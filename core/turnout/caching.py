@@ -1,5 +1,5 @@
 """The stage between finding a route and asking its targets, on routes that have a cache: a kept answer, another's call,
-or a call of one's own that others may share (sharing.py)."""
+or a call of one's own that others may share (joining.py)."""
 
 import msgspec
 
@@ -13,8 +13,8 @@ from .cache.wish import Wish, wish_of
 from .clock import Clock
 from .errors import Fault
 from .exchange import Exchange, Headers, Reply, Saved
+from .joining import MISS, Joining
 from .marks import Marks
-from .sharing import MISS, Sharing
 
 HIT, STALE = "hit-exact", "hit-exact;stale"
 
@@ -29,7 +29,7 @@ class Caching:
         marks: Marks,
         stream_headers: Headers,
         memory: Memory,
-        sharing: Sharing,
+        joining: Joining,
         clock: Clock,
         meter: Meter,
     ) -> None:
@@ -37,7 +37,7 @@ class Caching:
         self._marks = marks
         self._stream_headers = stream_headers
         self._memory = memory
-        self._sharing = sharing
+        self._joining = joining
         self._now = clock.now_ns
         self._time = meter.time
 
@@ -50,14 +50,14 @@ class Caching:
             x.cache = f"bypass;{why}"
             if wish.only:
                 raise _not_cached()
-            self._sharing.outcome(x)
+            self._joining.outcome(x)
             return False
         digest = policy.digest(x)
         x.cache_key = digest[:8].hex()
         if wish.read and policy.exact is not None:
             entry = self._find(digest, wish)
             if entry is None:
-                entry = self._meets(await self._sharing.fetch(x, policy, digest), wish)
+                entry = self._meets(await self._joining.fetch(x, policy, digest), wish)
             if entry is not None and await self._give(x, caller, policy, entry):
                 return True
         x.cache = MISS if wish.read else f"bypass;{wish.reason}"
@@ -65,18 +65,18 @@ class Caching:
             raise _not_cached()
         shared = policy.shares and wish.read and wish.write and not x.timeout_ms
         if not shared and not (policy.exact is not None and wish.write):
-            self._sharing.outcome(x)
+            self._joining.outcome(x)
             return False
         key = (digest, x.stream, x.asked_usage)
         for _ in range(2):
-            flight = self._sharing.flights.find(key) if shared else None
+            flight = self._joining.flights.find(key) if shared else None
             if flight is None:
                 break
-            if await self._sharing.follow(x, caller, flight):
+            if await self._joining.follow(x, caller, flight):
                 return True
         x.cache = MISS if wish.read else x.cache
-        flight = self._sharing.begin(x, policy, digest, key, shared)
-        await self._sharing.read(x, caller, flight, flight.join(), own=True)
+        flight = self._joining.begin(x, policy, digest, key, shared)
+        await self._joining.read(x, caller, flight, flight.join(), own=True)
         return True
 
     # ---- a kept answer
@@ -125,8 +125,8 @@ class Caching:
             body += self._marks.closing(x, None)
         headers.append((b"content-length", b"%d" % len(body)))
         x.status = 200
-        self._sharing.outcome(x)
-        self._sharing.saved(x)
+        self._joining.outcome(x)
+        self._joining.saved(x)
         if stale:
             self._refresh(x, policy, entry.digest)
         await self._line.reply(x, Reply(200, headers, body), caller)
@@ -135,7 +135,7 @@ class Caching:
     def _refresh(self, x: Exchange, policy: Policy, digest: bytes) -> None:
         """Ask for a stale answer anew, for nobody in particular."""
         key = (digest, x.stream, x.asked_usage)
-        if self._sharing.flights.find(key) is not None:
+        if self._joining.flights.find(key) is not None:
             return
         assert x.route is not None
         now = self._now()
@@ -143,7 +143,7 @@ class Caching:
             x, id=f"{x.id}-refresh", started_ns=now, deadline_ns=now + x.route.total_ms * 1_000_000, cache=MISS,
             saved=None, finish="", attempts=[], cuts=[], trace=None, first_content_ns=0, status=0, metadata=False,
         )  # fmt: skip
-        flight = self._sharing.begin(again, policy, digest, key, policy.shares, pinned=True)
+        flight = self._joining.begin(again, policy, digest, key, policy.shares, pinned=True)
         flight.left = True
 
 

@@ -23,9 +23,9 @@ from .catalog import Catalog
 from .clock import Clock
 from .errors import TABLE, Fault, error_body
 from .exchange import Exchange, Headers, Reply, Route
+from .joining import Joining
 from .marks import Marks
 from .route.stage import Routes
-from .sharing import Sharing
 from .streaming import Passage, assemble
 from .upstream.attempt import passed_headers
 from .wire.headers import TO_CLIENT
@@ -85,7 +85,8 @@ class Flow:
         self._settled = settled
         self._body_limit = body_limit
         self.marks = marks = Marks(version, clock.now_ns)
-        sharing = Sharing(
+        self.tier = tier
+        joining = Joining(
             line=self,
             marks=marks,
             stream_headers=STREAM_HEADERS,
@@ -101,7 +102,7 @@ class Flow:
             marks=marks,
             stream_headers=STREAM_HEADERS,
             memory=memory,
-            sharing=sharing,
+            joining=joining,
             clock=clock,
             meter=meter,
         )

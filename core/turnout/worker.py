@@ -57,7 +57,7 @@ class Worker:
             simulators=first["simulators"],
             make_client=make_client,
             window=lambda name: row(cells, name),
-            tier=Board(first["board"]) if first["board"] else None,
+            board=Board(first["board"]) if first["board"] else None,
         )
         self._server = make_server(app)
         serving = asyncio.create_task(self._server.serve())
@@ -89,8 +89,8 @@ class Worker:
             elif kind == "config":
                 try:
                     config = from_wire(value["data"], value["secrets"])
-                    if value["board"] and self._app.tier is None:  # no route had a cache until now
-                        self._app.tier = Board(value["board"])
+                    if value["board"] and self._app.board is None:  # no route had a cache until now
+                        self._app.board = Board(value["board"])
                     self._app.apply(config, value["version"], value["simulators"])
                     self._server.apply(config.listen)
                     self._say("applied", value["version"])
@@ -106,8 +106,9 @@ class Worker:
 
     async def _purge(self, number: int, what: dict[str, Any]) -> None:
         asked = msgspec.convert(what, Purge)
-        if not asked.dry and self._app.tier is not None:
-            await self._app.tier.flush()  # before our own: what is fetched meanwhile is let go with the rest
+        tier = self._app.endpoints.flow.tier
+        if not asked.dry and tier is not None:
+            await tier.purged(asked)  # before our own: what is fetched meanwhile is let go with the rest
         self._say("answer", [number, await purge(self._app.memory, asked)])
 
 

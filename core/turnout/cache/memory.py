@@ -174,6 +174,16 @@ class Memory:
         """Entries and bytes of each."""
         return {name: (queue.entries, queue.bytes) for name, queue in self._queues.items()}
 
+    def seen(self) -> dict[str, dict[tuple[str, ...], float | list[float]]]:
+        """For the metrics; nothing as long as nothing was ever kept."""
+        if not (self.entries or any(self.evicted.values())):
+            return {}
+        return {
+            "turnout_cache_bytes": {(): self.bytes},
+            "turnout_cache_entries": {(): self.entries},
+            "turnout_cache_evictions_total": {(why,): n for why, n in self.evicted.items()},
+        }
+
     def _dead(self, entry: Entry, now_ns: int) -> bool:
         return now_ns >= entry.dead_ns or entry.epoch != self.epoch(entry.tenant, entry.route)
 

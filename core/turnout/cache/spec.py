@@ -41,3 +41,9 @@ class MemorySpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
     max_mb: Annotated[int, Meta(ge=1, le=1_000_000)] = 128
     tenant_share: Annotated[float, Meta(gt=0, le=1)] = 0.5  # the most of it that one tenant may hold
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """Bytes of all, and of one tenant's part."""
+        most = self.max_mb << 20
+        return most, int(most * self.tenant_share)

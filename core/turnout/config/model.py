@@ -10,6 +10,7 @@ from ..cache.spec import CacheSpec, MemorySpec
 from ..catalog import Override
 from ..route.spec import RouteSpec
 from ..secret import Certificate, Pem, Secret
+from ..state.spec import RedisSpec
 from ..telemetry.spec import LogSpec, TelemetrySpec
 from ..upstream.providers import PROVIDERS
 
@@ -49,7 +50,12 @@ class Admin(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     dir: str = "./turnout-state"
-    redis: None = None
+    redis: str | RedisSpec | None = None  # its URL, or more than that
+
+    @property
+    def shared(self) -> RedisSpec | None:
+        """`redis` in its long form."""
+        return RedisSpec(url=self.redis) if isinstance(self.redis, str) else self.redis
 
 
 class RouteConfig(RouteSpec, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -76,3 +82,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     def most_body_bytes(self) -> int:
         """The largest request body that any route takes; until the route is known this is the limit."""
         return max([self.listen.max_body_bytes, *(route.max_body_bytes or 0 for route in self.routes)])
+
+    @property
+    def needs_board(self) -> bool:
+        """Whether workers share a cache, and have no Redis to do it through."""
+        return self.state.shared is None and any(route.cache is not None for route in self.routes)

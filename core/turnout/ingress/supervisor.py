@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from random import Random
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,6 +25,7 @@ from ..config.live import Live, Watch
 from ..config.load import Loaded
 from ..state import table
 from ..state.launch import StateProcess
+from ..state.remote import Remote
 from ..telemetry import metrics
 from ..telemetry.ring import Ring
 from ..upstream.providers.simulated import SimulatedSpec
@@ -32,6 +34,7 @@ from . import control
 from .admin import Admin
 from .listeners import open_listeners
 from .question import Question
+from .sharing import Sharing
 
 Say = Callable[[str], None]
 RESTART_S = 0.2  # pause before a worker that died is started again; doubles up to RESTART_MAX_S while it keeps dying
@@ -81,6 +84,7 @@ class Supervisor:
         self._counters_fd = table.memory()  # what workers count together outlives each of them
         self._state: StateProcess | None = None  # where they have no shared memory
         self._board: StateProcess | None = None  # what they keep for each other, where a route has a cache
+        self.sharing: Sharing | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = asyncio.Event()
         self._forced = False
@@ -106,9 +110,9 @@ class Supervisor:
         self.port = listeners[0].getsockname()[1]
         self.slots = [Slot(i, listener) for i, listener in enumerate(listeners)]
         self._start_recorder()
-        if len(self.slots) > 1 and not native.shares:
+        if (len(self.slots) > 1 or config.state.redis) and not native.shares:
             self._state = StateProcess()
-        self._start_board()
+        self._start_sharing()
         for slot in self.slots:
             self._spawn(slot)
         self.admin = Admin(self)
@@ -143,7 +147,7 @@ class Supervisor:
             if self._path:  # the new config may take secrets from other files
                 self._watch = Watch.over(self._path, self.loaded)
             self._start_simulators()
-            self._start_board()
+            self._start_sharing()
             for slot in self.slots:
                 self._send(slot, "config", self._config_message())
             self._settings()
@@ -174,6 +178,8 @@ class Supervisor:
                 slot.process.kill()
             if slot.process is not None:
                 slot.process.wait()
+        if self.sharing is not None:
+            await self.sharing.stop()
         if self.admin is not None:
             await self.admin.stop()
         if self._recorder is not None and self._recorder.stdin is not None:
@@ -199,7 +205,7 @@ class Supervisor:
             [sys.executable, "-P", "-m", "turnout.worker", *map(str, fds), str(slot.number), str(os.getpid())],
             pass_fds=fds,
             stdin=subprocess.DEVNULL,
-            env=child_environment(),
+            env=control.child_environment(),
         )
         theirs.close()
         slot.ready.clear()
@@ -289,6 +295,8 @@ class Supervisor:
         await self.ask("metrics", None, wait_s)  # each answer is its slot's `last` too
         total = metrics.add(part for slot in self.slots for part in (slot.gone, slot.last))
         total["turnout_worker_restarts_total"] = {(): sum(slot.restarts for slot in self.slots)}
+        if self.sharing is not None:
+            total = metrics.add((total, self.sharing.snapshot()))
         total["turnout_config_version"] = {(): self.version}
         resident: dict[metrics.Labels, float | list[float]] = {}
         for slot in self.slots:
@@ -315,11 +323,19 @@ class Supervisor:
 
     # ---- the other processes
 
-    def _start_board(self) -> None:
-        """One worker has nobody to share with."""
+    def _start_sharing(self) -> None:
+        """What was learned of targets goes out to other hosts and to disk, from the config in force; workers get a board."""
         config = self.loaded.config
-        if self._board is None and len(self.slots) > 1 and any(route.cache is not None for route in config.routes):
+        if self._board is None and len(self.slots) > 1 and config.needs_board:
             self._board = StateProcess("board_process", str(config.cache.max_mb))
+        if self.sharing is None:
+            cells = Remote(self._state.address) if self._state else native.Counters(self._counters_fd)
+            self.sharing = Sharing(cells, self.say, Random())
+            self.sharing.start(config)
+        elif native.shares or self._state is not None:
+            self._tasks.append(asyncio.create_task(self.sharing.apply(config)))
+        elif config.state.redis:
+            self.say("warning: state.redis: taken over at the next start, as there is no shared memory")
 
     def _start_recorder(self) -> None:
         rings = [slot.ring_fd for slot in self.slots]
@@ -327,7 +343,7 @@ class Supervisor:
             [sys.executable, "-P", "-m", "turnout.recorder"],
             stdin=subprocess.PIPE,
             pass_fds=rings,
-            env=child_environment(),
+            env=control.child_environment(),
         )
         self._settings(rings)
 
@@ -374,23 +390,6 @@ class Supervisor:
         self.simulators = self._simulator.start(specs) if specs else {}
         if old is not None:
             old.stop()
-
-
-# What a child process may need of the environment. Provider keys are not in it: workers get theirs over the channel.
-_PASSED = (
-    "PATH",
-    "LANG",
-    "LC_ALL",
-    "TZ",
-    "PYTHONPATH",
-    "VIRTUAL_ENV",
-    "TURNOUT_PURE",
-    "NO_COLOR",
-)
-
-
-def child_environment() -> dict[str, str]:
-    return {name: os.environ[name] for name in _PASSED if name in os.environ}
 
 
 def install_signals(supervisor: Supervisor) -> None:

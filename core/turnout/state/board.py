@@ -65,9 +65,12 @@ class Board(asyncio.Protocol):
         gone: bool | None = await self._ask(ANSWER_S, "delete", key)
         return gone
 
-    async def flush(self) -> bool | None:
-        done: bool | None = await self._ask(ANSWER_S, "flush", b"")
-        return done
+    async def purged(self, what: object) -> None:
+        """Everything goes, whatever was purged: workers have their own, and a board is soon full again."""
+        await self._ask(ANSWER_S, "flush", b"")
+
+    def gone(self, entry: object, wall_ns: int) -> bool:
+        return False
 
     async def _ask(self, seconds: float, *what: Any) -> Any:
         if self._transport is None:

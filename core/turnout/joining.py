@@ -44,7 +44,7 @@ _OWN_HEADERS = frozenset(
 _LOOK = 64 * 1024  # bytes of a stream put together without giving the loop a turn: about 1 ms
 
 
-class Sharing:
+class Joining:
     """One config's. `memory`, `flights` and `tier` outlive it."""
 
     def __init__(
@@ -158,10 +158,14 @@ class Sharing:
 
     def read_shared(self, value: bytes, digest: bytes, x: Exchange) -> Entry | None:
         assert x.route is not None and x.principal is not None
-        entry = unpack(value, digest, x.principal.tenant, x.route.name, self._now(), self._clock.wall_ns())
-        if entry is None and value != NOTHING and self._tier is not None:
-            self._count("turnout_cache_garbage_total", (self._tier.name,))
-        return entry
+        if value == NOTHING:
+            return None
+        tier, wall_ns = self._tier, self._clock.wall_ns()
+        try:
+            return unpack(value, digest, x.principal.tenant, x.route.name, self._now(), wall_ns, tier)
+        except ValueError:
+            self._count("turnout_cache_garbage_total", (tier.name if tier is not None else "",))
+            return None
 
     async def fetch(self, x: Exchange, policy: Policy, digest: bytes) -> Entry | None:
         """What others keep, into our own memory too."""
