@@ -13,10 +13,10 @@ from .cache.wish import Wish, wish_of
 from .clock import Clock
 from .errors import Fault
 from .exchange import Exchange, Headers, Reply, Saved
-from .joining import MISS, Joining
+from .joining import HIT, MISS, Joining
 from .marks import Marks
 
-HIT, STALE = "hit-exact", "hit-exact;stale"
+STALE = "hit-exact;stale"
 
 
 class Caching:
@@ -54,16 +54,17 @@ class Caching:
             return False
         digest = policy.digest(x)
         x.cache_key = digest[:8].hex()
+        # Who has conditions of his own is not answered by what others wait for.
+        shared = policy.shares and wish.read and wish.write and not (wish.only or wish.max_age_ns >= 0 or x.timeout_ms)
         if wish.read and policy.exact is not None:
             entry = self._find(digest, wish)
-            if entry is None:
+            if entry is None and not shared:  # else the first of those who ask looks for all
                 entry = self._meets(await self._joining.fetch(x, policy, digest), wish)
             if entry is not None and await self._give(x, caller, policy, entry):
                 return True
         x.cache = MISS if wish.read else f"bypass;{wish.reason}"
         if wish.only:
             raise _not_cached()
-        shared = policy.shares and wish.read and wish.write and not x.timeout_ms
         if not shared and not (policy.exact is not None and wish.write):
             self._joining.outcome(x)
             return False

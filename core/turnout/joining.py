@@ -24,7 +24,7 @@ from .exchange import Exchange, Headers, Saved, Usage
 from .marks import Marks
 from .wire.assemble import Assembly
 
-SHARED, MISS = "hit-exact;shared", "miss"
+HIT, SHARED, MISS = "hit-exact", "hit-exact;shared", "miss"
 # Faults of the request that made the call, not of what it asked for: whoever waited with it asks for itself.
 _OWN_FAULTS = frozenset(("client_gone", "total_timeout", "internal", "draining"))
 # What each answer says of its own request.
@@ -103,6 +103,8 @@ class Joining:
             if flight.open and self._tier is not None and self._tier.up:
                 lease = Lease(self._tier, policy.tag(x), digest)
                 entry = await self._elsewhere(x, policy, lease)
+                if entry is not None and policy.exact is not None:
+                    self._memory.put(entry, self._now())
             if not flight.pinned:
                 self.outcome(x)
             if entry is not None:
@@ -129,32 +131,49 @@ class Joining:
             await self._keep(flight, x, policy, digest, lease, fault)
 
     async def _elsewhere(self, x: Exchange, policy: Policy, lease: Lease) -> Entry | None:
-        """The answer of another worker or host that is asking just now; None when it is ours to ask."""
-        assert x.route is not None and x.principal is not None
+        """What another worker or host keeps, or is asking for just now; None when it is ours to ask."""
         began = self._now()
+        waited = False
         try:
             while True:
-                mine = await lease.take()
-                if mine is None:
-                    return None
-                if mine and policy.exact is None:
-                    await lease.tier.delete(lease.answer)  # what was handed on before is nobody's any more
-                    return None
-                # Of what is kept it may have come between our look and the lease.
-                value = await (lease.tier.get(lease.answer) if mine else lease.tier.wait(lease.answer, WAIT_MS))
-                now = self._now()
-                entry = self.read_shared(value, lease.digest, x) if value else None
-                if mine or entry is not None:
-                    if entry is not None and mine:
-                        lease.done()
-                        await lease.release()
+                # In this order on one connection: what comes between the two is seen.
+                mine, value = await asyncio.gather(lease.take(), self._look(policy, lease))
+                if mine and value is None and waited:  # who had it before us has most likely answered: look twice
+                    value = await lease.tier.get(lease.answer)
+                entry = self._fresh(value, lease, x)
+                if entry is not None:
+                    x.cache = HIT
+                    lease.done()
+                    await lease.release()
                     return entry
-                if now > x.deadline_ns:
+                if mine is not False:
+                    if mine and policy.exact is None:
+                        await lease.tier.delete(lease.answer)  # what was handed on before is nobody's any more
+                    return None
+                value, waited = await lease.tier.wait(lease.answer, WAIT_MS), True
+                entry = self._fresh(value, lease, x)
+                if entry is not None:
+                    x.cache = SHARED
+                    self._count("turnout_cache_followers_total", (x.route.name if x.route else "",))
+                    return entry
+                if self._now() > x.deadline_ns:
                     return None
                 if not value:
                     await asyncio.sleep(0.002)
         finally:
             x.upstream_ns += self._now() - began
+
+    async def _look(self, policy: Policy, lease: Lease) -> bytes | None:
+        if policy.exact is None:
+            return None
+        began = self._now()
+        value = await lease.tier.get(lease.answer)
+        self._time("turnout_cache_backend_seconds", (lease.tier.name, "get"), (self._now() - began) / 1e9)
+        return value
+
+    def _fresh(self, value: bytes | None, lease: Lease, x: Exchange) -> Entry | None:
+        entry = self.read_shared(value, lease.digest, x) if value else None
+        return entry if entry is not None and self._now() < entry.fresh_ns else None
 
     def read_shared(self, value: bytes, digest: bytes, x: Exchange) -> Entry | None:
         assert x.route is not None and x.principal is not None
@@ -183,13 +202,15 @@ class Joining:
 
     async def _write(self, flight: Flight, x: Exchange, entry: Entry) -> None:
         """Hand on another worker's answer as if it were that of a call."""
-        x.cache = SHARED
         x.saved = Saved(entry.provider, entry.served_model, entry.cost_nanos)
         x.finish = entry.finish
         x.status, x.committed, x.head_ns = 200, True, self._now()
-        self._count("turnout_cache_followers_total", (x.route.name if x.route else "",))
         self.saved(x)
-        names = [(b"x-turnout-provider", entry.provider.encode()), (b"x-turnout-model", entry.served_model.encode())]
+        names = [
+            (b"age", b"%d" % ((x.head_ns - entry.stored_ns) // 1_000_000_000)),
+            (b"x-turnout-provider", entry.provider.encode()),
+            (b"x-turnout-model", entry.served_model.encode()),
+        ]
         if not x.stream:
             length = (b"content-length", b"%d" % len(entry.body))
             headers = [(b"content-type", b"application/json"), length, *names, *self._marks.headers(x, None)]

@@ -17,8 +17,8 @@ from .purge import Purge, purge
 
 # Longer than any pause of a loop, shorter than anybody likes to wait for a host that died. Renewed thrice in its time.
 LEASE_MS = 6_000
-TRIES = 3
-STALLED_S = 0.04  # a store answers or gives up within half of it
+TRIES = 4
+STALLED_S = 0.024  # Redis has 20 ms to answer; who hears of the end of them much later was busy himself
 WAIT_MS = 1_500  # for another's answer, before it is looked again who is asking
 HANDED_MS = 2_000  # how long an answer that is not kept waits for those who were promised it
 MOST_BYTES = 1_000_000  # of a shared answer
