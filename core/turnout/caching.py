@@ -6,7 +6,7 @@ import msgspec
 from .account.cost import usd
 from .cache.entry import Entry
 from .cache.memory import Memory
-from .cache.needs import Caller, Line, Meter
+from .cache.needs import Caller, Line
 from .cache.policy import Policy
 from .cache.replay import as_stream
 from .cache.wish import Wish, wish_of
@@ -31,7 +31,6 @@ class Caching:
         memory: Memory,
         joining: Joining,
         clock: Clock,
-        meter: Meter,
     ) -> None:
         self._line = line
         self._marks = marks
@@ -39,7 +38,6 @@ class Caching:
         self._memory = memory
         self._joining = joining
         self._now = clock.now_ns
-        self._time = meter.time
 
     async def answered(self, x: Exchange, caller: Caller) -> bool:
         """Answer the request. False: it is none of the cache's business, and goes on as if there were none."""
@@ -57,7 +55,7 @@ class Caching:
         # Who has conditions of his own is not answered by what others wait for.
         shared = policy.shares and wish.read and wish.write and not (wish.only or wish.max_age_ns >= 0 or x.timeout_ms)
         if wish.read and policy.exact is not None:
-            entry = self._find(digest, wish)
+            entry = self._meets(self._memory.find(digest, self._now()), wish)
             if entry is None and not shared:  # else the first of those who ask looks for all
                 entry = self._meets(await self._joining.fetch(x, policy, digest), wish)
             if entry is not None and await self._give(x, caller, policy, entry):
@@ -81,12 +79,6 @@ class Caching:
         return True
 
     # ---- a kept answer
-
-    def _find(self, digest: bytes, wish: Wish) -> Entry | None:
-        began = now = self._now()
-        entry = self._memory.find(digest, now)
-        self._time("turnout_cache_backend_seconds", ("memory", "get"), (self._now() - began) / 1e9)
-        return self._meets(entry, wish)
 
     def _meets(self, entry: Entry | None, wish: Wish) -> Entry | None:
         """The entry, if it is young enough. Who names an age means it: a stale answer is not what it asked for either."""

@@ -104,7 +104,6 @@ class Flow:
             memory=memory,
             joining=joining,
             clock=clock,
-            meter=meter,
         )
 
     # ---- the line ----------------------------------------------------------------------------------------------

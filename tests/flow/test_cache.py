@@ -343,7 +343,7 @@ def test_metrics_count_it_by_route_and_tenant(gateway: Gateway, client: httpx.Cl
     assert count("saved_usd_total", route="fast") > saved
     assert count("stores_total", route="fast", outcome="kept") == stores + 1
     assert count("bypasses_total", route="fast", reason="sampled") == bypassed + 1
-    assert count("backend_seconds_count", backend="memory", operation="get") > 3
+    assert count("backend_seconds_count", backend="memory", operation="put") > 3
     assert count("entries") > 1 and count("bytes") > 1000
 
 

@@ -12,7 +12,7 @@ from support.routing import ask
 from turnout.cache.entry import Entry
 from turnout.cache.flight import Flights
 from turnout.cache.memory import Memory
-from turnout.cache.policy import LOOKED_AT, Policy
+from turnout.cache.policy import LOOKED_AT, MOST_MET, Policy
 from turnout.cache.spec import CacheSpec, Exact
 from turnout.config.load import load_data
 from turnout.config.version import facts_of, version_of
@@ -155,6 +155,19 @@ def test_a_route_may_share_what_is_sampled_and_may_set_it() -> None:
 def test_labels_that_a_route_leaves_out() -> None:
     policy = policy_of(CacheSpec(exact=Exact(ttl_s=1), ignore=["user", "metadata"]), b"")
     assert digest({"a": 1, "user": "x", "metadata": {"b": 2}}, policy=policy) == digest({"a": 1}, policy=policy)
+
+
+def test_large_bodies_are_known_by_the_same_rules() -> None:
+    """Their hashes are remembered: only for the very bytes, and not across tenants."""
+    large = {**BASE, "messages": [{"role": "user", "content": "long " * 2000}]}
+    policy = policy_of(SPEC, b"v1")
+    one = digest(large, policy=policy)
+    for _ in range(2):
+        assert digest(large, policy=policy) == one == digest(dict(reversed(large.items())), policy=policy) == digest({**large, "stream": True}, policy=policy)
+        assert digest(large, "team:b", policy=policy) != one != digest({**large, "seed": 8}, policy=policy)
+    for n in range(200):
+        assert digest({**large, "seed": n}, policy=policy) == digest({**large, "seed": n})
+    assert len(policy._met) <= MOST_MET
 
 
 # ---- the version of a route

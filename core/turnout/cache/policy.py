@@ -13,6 +13,11 @@ from .spec import CacheSpec
 TRANSPORT = frozenset(("stream", "stream_options"))
 # A digest of more would hold up the loop for longer than it saves.
 MOST_BODY = 8 * 1024 * 1024
+# SHA-256: processors have instructions for it, half the time of BLAKE2 on 20 KB.
+_hash = hashlib.sha256
+# Who asks for the same again mostly sends the same bytes: of large bodies that are known byte for byte the hash is
+# remembered, which takes a quarter of the time (20 KB: 6 us instead of 28). At most 4 MiB a route.
+LARGE, MOST_MET_BYTES, MOST_MET = 4 * 1024, 64 * 1024, 64
 _CHANGES_NOTHING = b"idempotency-key"  # of the client headers that go upstream
 # Fields that decide whether a request is meant to be repeatable: the reader of a config with a cache finds them too.
 LOOKED_AT = ("temperature", "n", "best_of")
@@ -46,6 +51,7 @@ class Policy:
         # What is written over is the same for all, and stands in the partition.
         self._skip = sorted(TRANSPORT | set(spec.ignore) | set(self._sets))
         self._facts = facts
+        self._met: dict[bytes, bytes] = {}
         self._places = tuple((name, 2 * names.index(name)) for name in LOOKED_AT)
 
     def why_not(self, x: Exchange) -> str:
@@ -75,12 +81,18 @@ class Policy:
         assert x.principal is not None
         beta = b"\n".join([name + b":" + value for name, value in x.forward if name != _CHANGES_NOTHING])
         facts = self._facts(x) if self._facts is not None else b""
-        # SHA-256: processors have instructions for it, half the time of BLAKE2 on 20 KB.
-        hashed = hashlib.sha256(
-            joined(self._partition, x.principal.tenant.encode(), x.surface.name.encode(), beta, facts)
-        )
-        hashed.update(canonical(x.body, self._skip))
-        return hashed.digest()
+        said = joined(self._partition, x.principal.tenant.encode(), x.surface.name.encode(), beta, facts)
+        body = x.body
+        if len(body) < LARGE:
+            return _hash(said + canonical(body, self._skip)).digest()
+        inner = self._met.get(body)
+        if inner is None:
+            inner = b"=" + _hash(canonical(body, self._skip)).digest()
+            if len(body) <= MOST_MET_BYTES:
+                if len(self._met) == MOST_MET:
+                    del self._met[next(iter(self._met))]
+                self._met[body] = inner
+        return _hash(said + inner).digest()
 
 
 def _is_zero(value: bytes) -> bool:
