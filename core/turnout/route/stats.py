@@ -1,8 +1,8 @@
 """What is known of one target of one route: latency, success, load, tokens. Pure; `now` comes in.
 
 Fed where attempts begin, commit, end and fail (asking.py, streaming.py); read by the policies. An attempt calls `begin`
-once, then one of `first` (its first content token, or a whole answer), `failed` and `dropped` (no verdict: the client
-left, or its own mistake), and `done` once, when the target is rid of it.
+once, then one of `first` (its first content token, or a whole answer), `failed`, `outrun` (another was first) and `dropped`
+(no verdict: the client left, or its own mistake), and `done` once, when the target is rid of it.
 """
 
 from math import exp2
@@ -29,8 +29,8 @@ class Stats:
     """Of one (route, target)."""
 
     __slots__ = (
-        "_at_ns", "_good", "_minute", "_stamp", "_tried", "begun_ns", "completion", "gap_s", "in_flight", "log", "plain", "prompt_rate",
-        "returned_ns", "seen", "seen_plain", "sketch", "stream", "turns",
+        "_at_ns", "_good", "_late", "_minute", "_stamp", "_tried", "begun_ns", "completion", "gap_s", "in_flight", "log", "plain",
+        "prompt_rate", "seen", "seen_plain", "sketch", "stream", "turns",
     )  # fmt: skip
 
     def __init__(self, half_life_s: float = HALF_LIFE_S, turns: dict[str, int] | None = None) -> None:
@@ -49,7 +49,7 @@ class Stats:
         self._stamp = 0
         self.seen = self.seen_plain = _NEVER  # the last looks
         self.turns = {} if turns is None else turns  # round-robin's
-        self.returned_ns = 0  # when its breaker closed again; 0: long ago
+        self._late = (0.0, -1, 0.0)  # a quantile, until when its value holds, seconds
         self.log: list[int] | None = None  # attempts that succeeded, that failed, that began: for others, see share.py
 
     # ---- what happens
@@ -80,6 +80,16 @@ class Stats:
         """Before its first token, or (again) in the middle of its answer. How fast says nothing: it never looks fast."""
         (self.stream if stream else self.plain).end(attempt, began_ns)
         self.verdict(False, now_ns)
+
+    def outrun(self, attempt: int, began_ns: int, size: int, slow: bool, now_ns: int) -> None:
+        """Given up before its first token, as another target was faster: neither a success nor a failure. It would have
+        taken longer than this, which says something if it had its time (`slow`) or this is more than usual."""
+        side = self.stream
+        side.end(attempt, began_ns)
+        seconds = (now_ns - began_ns) / 1e9
+        if slow or (side.w > 0.0 and seconds > side.wx / side.w + side.slope() * (size - side.usual_size)):
+            side.saw(seconds, size, now_ns)
+            self.sketch.add(seconds, now_ns)
 
     def dropped(self, attempt: int, began_ns: int, stream: bool) -> None:
         (self.stream if stream else self.plain).end(attempt, began_ns)
@@ -144,6 +154,14 @@ class Stats:
         """The share of attempts that succeed, of late; 1 of one that nothing is known of."""
         f = exp2((self._at_ns - now_ns) * _RATE) if now_ns > self._at_ns else 1.0
         return (self._good * f + HOPE) / (self._tried * f + HOPE)
+
+    def late_s(self, q: float, now_ns: int, fresh_ns: int) -> float:
+        """By when this share of the streams has had its first token; may be `fresh_ns` old."""
+        known, until_ns, seconds = self._late
+        if q != known or not 0 <= until_ns - now_ns <= fresh_ns:
+            seconds = self.sketch.quantile(q)
+            self._late = (q, now_ns + fresh_ns, seconds)
+        return seconds
 
     def used(self, now_ns: int) -> tuple[int, int]:
         """Requests and tokens of the last minute."""
