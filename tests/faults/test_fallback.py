@@ -317,6 +317,12 @@ def test_a_sole_target_that_fails_for_a_moment_is_tried_again(
     assert [r.cause for r in found] == ["first", "retry", "retry"]
 
 
+def test_model_names_that_a_client_makes_up_close_no_target_to_others(gateway: Gateway, client: httpx.Client) -> None:
+    for n in range(8):
+        assert ask(client, f"only-404/made-up-{n}").status_code == 502
+    assert gateway.metric("turnout_breaker_opens_total", provider="only-404", model="") == 0
+
+
 # ---- rate limits ----------------------------------------------------------------------------------------------------
 
 

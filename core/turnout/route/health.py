@@ -16,8 +16,8 @@ from ..errors import Fault
 from .retry import Window
 
 FAILURES_TO_OPEN = 5  # as Envoy's consecutive_5xx default
-# So many failures within half a minute, if they are more than half of what was answered: a target that fails every other
-# time hardly ever fails five times in a row. (Of one that fails three times in ten, a span in 500 looks like that.)
+# So many failures within half a minute, if they are more than half of what was answered: a target that fails three times
+# in five seldom does so five times in a row. (Of one that fails three times in ten, one span in 1,000 looks like that.)
 RATE_FAILURES = 20
 RATE_NS = 30_000_000_000
 RELAPSE_NS = 60_000_000_000  # one that does so again this soon stays open twice as long as before, too
@@ -67,7 +67,7 @@ class Breaker:
         self._walls = 0  # rate limits in a row
         self._probe_ns = 0  # a probe is out since then
         self._good = self._bad = 0  # answers since `_rate_ns`
-        self._rate_ns = 0
+        self._rate_ns = -_NEVER
         self._calm_ns = 0  # from then on nothing holds requests back
         self._returned_ns = -_NEVER  # when it closed again
         self._relapses = 0
@@ -184,11 +184,12 @@ class Breaker:
         self._calm_ns = max(self._calm_ns, self.cool_until_ns)
 
     def _often(self, now_ns: int) -> bool:
-        """Count a failure; whether more than half of what was answered of late failed. A span begins with a failure, so that
-        successes need no clock."""
+        """Count a failure; whether more than half of what was answered of late failed. A span begins with a failure, so
+        that successes need no clock; that one is not counted, or spans would look worse than they are."""
         if now_ns - self._rate_ns > RATE_NS:
             self._rate_ns = now_ns
             self._good = self._bad = 0
+            return False
         self._bad += 1
         return self._bad >= RATE_FAILURES and self._bad > self._good
 

@@ -3,7 +3,9 @@
 After the time by which this target has usually begun (its p95), the next target is asked beside it; the first content
 token wins (The Tail at Scale, Dean and Barroso, 2013). Requests earn what hedges cost: a share of a token each, and never
 more than `MOST` of them kept, so that a pool that has gone slow altogether gets a few per cent of load on top, not twice
-the load. A route begins with nothing earned.
+the load. A route begins with nothing earned. One request in twenty is later than the p95 and one token in twenty is earned:
+spent as they come, the tokens would be gone on answers that are a little late when one comes that is really slow. So the
+fewer are left, the longer is waited, up to `SCARCE` times as long.
 
 All workers of a host have one purse where they have cells to share (`state/`). What is earned is handed in once a second
 or when somebody wants to hedge; what is spent is taken at once, and given back where it was not there.
@@ -18,6 +20,7 @@ from .stats import Stats
 
 MOST = 10  # tokens
 _TOKEN = 1_000_000  # as it stands in the cell: shares of a token are whole numbers there
+SCARCE = 2.0
 KNOWN = 20.0  # answers: of fewer a p95 says little
 FRESH_NS = 100_000_000  # a percentile holds for so long
 
@@ -84,10 +87,9 @@ class Purse:
             ):  # two workers that find it full at once both take what is over: too little is left, never too much
                 self._cells.add(0, -over)
 
-    @property
-    def hedges(self) -> int:
-        """How many may be paid for by the time that one more request has come."""
-        return max(0, min(self._cells.get(0) + (self._fresh + 1) * self._earn, MOST * _TOKEN)) // _TOKEN
+    def left(self, coming: int = 0) -> float:
+        """How many hedges may be paid for, once `coming` more requests have come; less than 1: none."""
+        return max(0, min(self._cells.get(0) + (self._fresh + coming) * self._earn, MOST * _TOKEN)) / _TOKEN
 
     def take(self) -> bool:
         self._hand_in()
@@ -107,11 +109,13 @@ class Hedge:
         self._spec = spec
         self.purse = purse
 
-    def delay_ns(self, stats: Stats, size: int, now_ns: int) -> int:
-        """How long a request of `size` bytes waits for this target alone."""
+    def delay_ns(self, stats: Stats, size: int, now_ns: int, coming: int = 0) -> int:
+        """How long a request of `size` bytes waits for this target alone. `coming`: requests that are not earned yet."""
         spec = self._spec
         if stats.sketch.n < KNOWN:
             return spec.unknown_ms * 1_000_000
+        late_s = stats.late_s(spec.quantile, now_ns, FRESH_NS)
+        late_s *= SCARCE - (SCARCE - 1.0) * self.purse.left(coming) / MOST
         # A long prompt takes its time anywhere: that alone is no reason to pay for it twice.
-        longer = stats.stream.slope() * max(0.0, size - stats.stream.usual_size)
-        return max(int((stats.late_s(spec.quantile, now_ns, FRESH_NS) + longer) * 1e9), spec.least_ms * 1_000_000)
+        longer_s = stats.stream.slope() * max(0.0, size - stats.stream.usual_size)
+        return max(int((late_s + longer_s) * 1e9), spec.least_ms * 1_000_000)
