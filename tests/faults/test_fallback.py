@@ -423,14 +423,13 @@ def many(gateway: Gateway, a: FaultServer, count: int) -> None:
     draw = random.Random(7)
     lock = threading.Lock()
 
-    in_a_row = 0
+    turn = 0
 
     def fault(_head: bytes) -> str:
-        nonlocal in_a_row
+        nonlocal turn
         with lock:
-            in_a_row += 1
-            if in_a_row > 3:  # or the breaker opens, and all is served by the other one
-                in_a_row = 0
+            turn += 1
+            if turn % 5 > 1:  # fewer than half fail, or the breaker opens and all is served by the other one
                 return "ok"
             return draw.choice(SLOW) if draw.random() < 0.01 else draw.choice(MIX)
 

@@ -18,7 +18,6 @@ from turnout.route.health import (
     OPEN_MAX_NS,
     OPEN_NS,
     PROBE_LEASE_NS,
-    RATE_FAILURES,
     RATE_NS,
     RETRY_AFTER_MAX_NS,
     RETURN_NS,

@@ -114,7 +114,8 @@ class Attempts:
             self._left -= 1
             del self._ready_ns[i]
             return self._try(i, "retry", now_ns)
-        self._budget.take(now_ns)
+        if self.targets[i].health.open_until_ns:
+            self._budget.take(now_ns)
         self._open.remove(i)
         return self._try(i, "fallback", now_ns)
 
