@@ -85,6 +85,7 @@ class _Side:
         attempt.ended_ns = now = asking.now()
         attempt.reason = OUTRUN
         self._began.outrun(attempt.cause != "hedge", now)
+        self._course.outrun(self._index)
         self.target.health.released()
         if self.relay is not None:  # it had its first token in the same moment
             self.relay.close()

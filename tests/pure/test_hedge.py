@@ -159,6 +159,15 @@ def test_a_hedge_is_one_of_the_targets_that_were_tried() -> None:
     assert attempts.next(T0) == Try(2, "fallback")
 
 
+def test_the_loser_is_still_there_if_the_winner_breaks() -> None:
+    attempts = course(target("a"), target("b"), target("c"))
+    attempts.next(T0)
+    attempts.beside(T0, lambda: True)
+    attempts.outrun(0)
+    attempts.failed(1, Fault("interrupted", ""), T0)
+    assert attempts.next(T0) == Try(0, "fallback")
+
+
 # ---- what is learned of the loser
 
 

@@ -13,6 +13,7 @@
   was not tried and that nothing is wrong with.
 """
 
+from bisect import insort
 from collections.abc import Callable, Sequence
 from random import Random
 
@@ -91,6 +92,10 @@ class Attempts:
         self._open.remove(i)
         self._tries += 1
         return Try(i, "hedge")
+
+    def outrun(self, index: int) -> None:
+        """The try at `index` was given up because the one beside it was first. Should that break, it may be asked again."""
+        insort(self._open, index)
 
     def _again(self, now_ns: int) -> Try | Wait | None:
         """All that may be had freely was tried. What is left: targets that are cooling down (free, once they may be
