@@ -22,7 +22,6 @@ MOST = 10  # tokens
 _TOKEN = 1_000_000  # as it stands in the cell: shares of a token are whole numbers there
 SCARCE = 2.0
 KNOWN = 20.0  # answers: of fewer a p95 says little
-FRESH_NS = 100_000_000  # a percentile holds for so long
 
 Millis = Annotated[int, Meta(ge=1, le=86_400_000)]
 
@@ -114,7 +113,7 @@ class Hedge:
         spec = self._spec
         if stats.sketch.n < KNOWN:
             return spec.unknown_ms * 1_000_000
-        late_s = stats.late_s(spec.quantile, now_ns, FRESH_NS)
+        late_s = stats.sketch.known(spec.quantile, now_ns)
         late_s *= SCARCE - (SCARCE - 1.0) * self.purse.left(coming) / MOST
         # A long prompt takes its time anywhere: that alone is no reason to pay for it twice.
         longer_s = stats.stream.slope() * max(0.0, size - stats.stream.usual_size)

@@ -29,8 +29,8 @@ class Stats:
     """Of one (route, target)."""
 
     __slots__ = (
-        "_at_ns", "_good", "_late", "_minute", "_stamp", "_tried", "begun_ns", "completion", "gap_s", "in_flight", "log", "plain",
-        "prompt_rate", "seen", "seen_plain", "sketch", "stream", "turns",
+        "_at_ns", "_good", "_minute", "_stamp", "_tried", "begun_ns", "completion", "gap_s", "in_flight", "log", "plain", "prompt_rate",
+        "returned_ns", "seen", "seen_plain", "sketch", "stream", "turns",
     )  # fmt: skip
 
     def __init__(self, half_life_s: float = HALF_LIFE_S, turns: dict[str, int] | None = None) -> None:
@@ -49,7 +49,7 @@ class Stats:
         self._stamp = 0
         self.seen = self.seen_plain = _NEVER  # the last looks
         self.turns = {} if turns is None else turns  # round-robin's
-        self._late = (0.0, -1, 0.0)  # a quantile, until when its value holds, seconds
+        self.returned_ns = 0  # when its breaker closed again; 0: long ago
         self.log: list[int] | None = None  # attempts that succeeded, that failed, that began: for others, see share.py
 
     # ---- what happens
@@ -154,14 +154,6 @@ class Stats:
         """The share of attempts that succeed, of late; 1 of one that nothing is known of."""
         f = exp2((self._at_ns - now_ns) * _RATE) if now_ns > self._at_ns else 1.0
         return (self._good * f + HOPE) / (self._tried * f + HOPE)
-
-    def late_s(self, q: float, now_ns: int, fresh_ns: int) -> float:
-        """By when this share of the streams has had its first token; may be `fresh_ns` old."""
-        known, until_ns, seconds = self._late
-        if q != known or not 0 <= until_ns - now_ns <= fresh_ns:
-            seconds = self.sketch.quantile(q)
-            self._late = (q, now_ns + fresh_ns, seconds)
-        return seconds
 
     def used(self, now_ns: int) -> tuple[int, int]:
         """Requests and tokens of the last minute."""
