@@ -305,7 +305,8 @@ impl Task for ServerConn {
         // hyper has nothing to send, so its next bytes come behind these. Its encoder keeps no count of chunks.
         let shared = &self.shared;
         let plain = shared.http10.get() || shared.headless.get() || self.lingering.get() || self.doomed.get();
-        !plain && self.http.borrow().is_some() && self.gate.borrow_mut().chunk(data)
+        let answering = self.http.borrow().is_some() && shared.current.borrow().is_some();
+        !plain && answering && self.gate.borrow_mut().chunk(data)
     }
 
     fn event(&self, ready: Readiness) {
