@@ -19,6 +19,8 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 
 GAPS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.0, 2.5)
 OURS = (0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25)
 
+WAITS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1)
+
 _SERVED = ("route", "surface", "provider", "model")
 
 # name -> (type, label names, help). Histograms carry their bounds as a fourth.
@@ -86,6 +88,15 @@ FAMILIES: dict[str, tuple[str, tuple[str, ...], str, tuple[float, ...]]] = {
         (),
     ),
     "turnout_breaker_opens_total": ("counter", ("provider", "account", "model"), "Times a breaker opened", ()),
+    "turnout_redis_seconds": (
+        "histogram",
+        ("operation",),
+        "Operations on Redis, those that ran out of time too",
+        WAITS,
+    ),
+    "turnout_redis_errors_total": ("counter", ("kind",), "What Redis did not do for us, by the reason", ()),
+    "turnout_redis_breaker_open": ("gauge", (), "Processes that leave Redis alone for now", ()),
+    "turnout_redis_breaker_opens_total": ("counter", (), "Times a breaker to Redis opened", ()),
     "turnout_workers": ("gauge", (), "Workers that answered", ()),
     "turnout_worker_restarts_total": ("counter", (), "Workers that had to be started again", ()),
     "turnout_worker_resident_bytes": ("gauge", ("worker",), "Resident memory", ()),
