@@ -27,7 +27,8 @@ def targets() -> list[Target]:
 
 
 def rank(policy: POLICIES, n: int = 8, step_ns: int = 1_000_000) -> Callable[[], Sequence[int]]:
-    """`step_ns`: time between two requests; what a policy may remember it forgets in the meantime."""
+    """`step_ns`: time between two requests; what a policy may remember it forgets in the meantime. Two targets have the
+    traffic, nothing happens to the others."""
     some, rng = targets()[:n], Random(1)
     x = Exchange(id="r", surface=SURFACES["/v1/chat/completions"], started_ns=0, wall_ns=0, config_version=1, body=b"x" * 300, stream=True)
     now = HOUR_NS
@@ -37,12 +38,14 @@ def rank(policy: POLICIES, n: int = 8, step_ns: int = 1_000_000) -> Callable[[],
             target.stats.begin(k, True, now)
             target.stats.first(k, now, (i + 10) * 20_000_000, 1000 + k, now + k)
             target.stats.done()
-        for k in range(20):
-            target.stats.begin(k, True, now)
+
+    busy, old = [target.stats for target in some[:2]], Stats().seen
 
     def work() -> Sequence[int]:
         nonlocal now
         now += step_ns
+        for stats in busy:  # an answer came: what was known of it holds no more
+            stats.seen, stats.stream.news = old, True
         return policy.rank(some, x, now, rng)
 
     return work
