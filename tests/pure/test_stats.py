@@ -164,6 +164,19 @@ def test_a_target_that_fails_fast_never_looks_fast() -> None:
     assert stats.in_flight == 0
 
 
+def test_five_failures_in_a_row_outweigh_a_good_past() -> None:
+    stats = Stats()
+    for i in range(300):
+        served(stats, 0.2, T0 + i * S // 50)
+    now = T0 + 6 * S
+    for _ in range(4):
+        failed(stats, now)
+    assert stats.success(now) > 0.95, "bad luck"
+    failed(stats, now)
+    assert stats.success(now) < 0.6
+    assert stats.success(now + 20 * S) > 0.8, "and it may be tried again"
+
+
 @given(st.lists(st.booleans(), max_size=100))
 def test_success_is_a_share(ends: list[bool]) -> None:
     stats, now = Stats(), T0

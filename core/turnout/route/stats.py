@@ -8,10 +8,11 @@ left, or its own mistake), and `done` once, when the target is rid of it.
 from math import exp2
 from typing import Any
 
-from .latency import HALF_LIFE_S, Latency
+from .latency import FORGET, HALF_LIFE_S, Latency
 from .sketch import Sketch
 
 SUCCESS_HALF_LIFE_S = 5.0  # a success rate is needed sooner than a latency: fallbacks cost their users at once
+DOWN = 5  # failures in a row are a change and no bad luck, as for the breaker: the past then counts a hundredth
 HOPE = 2.0  # attempts' worth of success that is assumed of whoever nothing is known of
 MINUTE = 12  # cells of five seconds
 _CELL_NS = 5_000_000_000
@@ -34,7 +35,7 @@ class Stats:
     """Of one (route, target)."""
 
     __slots__ = (
-        "_at_ns", "_good", "_minute", "_stamp", "_tried", "begun_ns", "completion", "gap_s", "in_flight", "log", "outlook", "outlook_plain", "plain",
+        "_at_ns", "_bad", "_good", "_minute", "_stamp", "_tried", "begun_ns", "completion", "gap_s", "in_flight", "log", "outlook", "outlook_plain", "plain",
         "prompt_rate", "returned_ns", "seen", "seen_plain", "sketch", "stream", "turns",
     )  # fmt: skip
 
@@ -44,6 +45,7 @@ class Stats:
         self.plain = Latency(half_life_s)  # to the whole answer, over its tokens
         self.sketch = Sketch()  # of `stream`
         self._good = self._tried = 0.0
+        self._bad = 0.0  # failures in a row
         self._at_ns = 0
         self.in_flight = 0
         self.begun_ns = 0  # the last attempt
@@ -113,6 +115,13 @@ class Stats:
 
     def judge(self, good: float, tried: float, now_ns: int) -> None:
         """`good` of `tried` attempts succeeded."""
+        if good:
+            self._bad = 0.0
+        else:
+            before, self._bad = self._bad, self._bad + tried
+            if before < DOWN <= self._bad:
+                self._good *= FORGET
+                self._tried = self._tried * FORGET + before
         f = exp2((self._at_ns - now_ns) * _RATE) if now_ns > self._at_ns else 1.0
         self._good = self._good * f + good
         self._tried = self._tried * f + tried
