@@ -8,7 +8,7 @@ from measure import ORACLE, OURS, Result
 from world import Scenario
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 BIN_S = 2.0
 HEAD = """# Routing in simulated time
