@@ -26,7 +26,7 @@ Look = tuple[int, float, float, float, float, tuple[float, float, float]]
 FRESH_NS = (
     20_000_000  # what was reckoned holds for so long whatever happens: as the tick by which workers share what they see
 )
-HOLD_NS = 50_000_000  # and so long where nothing happens: a twentieth of the shortest half-life
+HOLD_NS = 100_000_000  # and so long where nothing happens: a tenth of the short memory's usual half-life
 _NEVER: Look = (-1, 0.0, 0.0, 0.0, 1.0, (0.0, 0.0, 0.0))
 LEAST = 0.25  # of what is usual: a short prompt takes no less
 
