@@ -105,6 +105,7 @@ def engine_of(name: str, fd: int, config: Config) -> tuple[Callable[..., Any], C
         from .ingress.native_server import NativeServer, make_engine
         from .upstream.native_client import NativeClient
 
+        control.schedule_at_once()
         engine = make_engine(fd, config.listen, config.most_body_bytes)
         return partial(NativeClient, engine), lambda app: NativeServer(app, fd, config.listen, engine=engine)
     from .ingress.granian_server import GranianServer

@@ -21,6 +21,7 @@ use bytes::Bytes;
 use http::StatusCode;
 
 use _native::engine::call::{Call, Relay};
+use _native::engine::dial::Way;
 use _native::engine::exec::Exec;
 use _native::engine::framing::Guard;
 use _native::engine::pool::{Ground, Layers, Pool};
@@ -28,7 +29,6 @@ use _native::engine::request::{refuse, respond, Got, Req};
 use _native::engine::server::{Event, Limits, Outbox, ServerConn};
 use _native::engine::sys::{Poller, Readiness, Wire};
 use _native::engine::tls::{server_config, Pace, Tls};
-use _native::engine::upstream::Way;
 use _native::engine::whole::Whole;
 use _native::kernels::chunk::Chunk;
 use _native::kernels::scan::scan;
@@ -310,7 +310,7 @@ fn served(pieces: Vec<Vec<u8>>, blocks: bool, tls: bool) -> (Vec<Vec<u8>>, Vec<u
     let conn = ServerConn::new(
         wire,
         address,
-        waker.clone(),
+        (key, waker.clone()),
         Rc::clone(&outbox),
         limits,
         Box::new(|| ()),
@@ -446,7 +446,7 @@ fn relayed(pieces: Vec<Vec<u8>>, blocks: bool) -> (Vec<u8>, Option<&'static str>
     let conn = ServerConn::new(
         Box::new(Open(Line(Rc::clone(&client)))),
         ([127, 0, 0, 1], 1).into(),
-        waker.clone(),
+        (at, waker.clone()),
         Rc::clone(&outbox),
         limits,
         Box::new(|| ()),

@@ -9,6 +9,7 @@ use bytes::{Bytes, BytesMut};
 use http::{header, response, HeaderName, HeaderValue};
 use pyo3::{Py, PyAny};
 
+use super::exec::Exec;
 use super::request::{Req, FED};
 use super::wake::Wake;
 use crate::kernels::sse::{Passed, Scanner};
@@ -226,14 +227,14 @@ impl State {
     }
 
     /// Pieces of the body that came in one wake-up.
-    pub fn came(&mut self, mut pieces: Vec<Bytes>) {
+    pub fn came(&mut self, mut pieces: Vec<Bytes>, exec: &Exec) {
         if self.closed {
             return;
         }
         self.seen = true;
         if self.relay.as_ref().is_some_and(|relay| !relay.over) {
             let data = join(&mut pieces);
-            self.pass(&data);
+            self.pass(&data, Some(exec));
             return;
         }
         for piece in pieces {
@@ -245,27 +246,42 @@ impl State {
         }
     }
 
-    fn pass(&mut self, data: &Bytes) {
+    /// Data of a relayed stream, which came past hyper.
+    pub fn relayed(&mut self, data: &[u8], exec: &Exec) {
+        self.seen = true;
+        self.pass(data, Some(exec));
+    }
+
+    pub fn is_relaying(&self) -> bool {
+        !self.closed && self.fault.is_none() && self.relay.as_ref().is_some_and(|relay| !relay.over)
+    }
+
+    fn pass(&mut self, data: &[u8], exec: Option<&Exec>) {
         let Some(relay) = self.relay.as_mut() else { return };
         let mut scanner = relay.scanner.lock().unwrap_or_else(PoisonError::into_inner);
         let before = scanner.marks.chunks;
-        let passed = match scanner.feed(data) {
-            Passed::Range(range) => data.slice(range),
-            Passed::Bytes(bytes) => Bytes::from(bytes),
-        };
+        let passed = scanner.feed(data);
         self.progress |= scanner.marks.chunks != before;
         relay.over = scanner.turned();
         drop(scanner);
-        if !passed.is_empty() {
-            relay.moved += passed.len() as u64;
-            let mut to = relay.to.lock();
-            // What has to wait keeps no more than itself: each piece lies in a read buffer of up to 64 KiB, and 16 of
-            // them were measured to take 614 KiB a stream.
-            let waits = to.slow || to.out_size > 0;
-            to.push(if waits { Bytes::copy_from_slice(&passed) } else { passed });
-            drop(to);
-            relay.to.waker.wake_by_ref();
+        let passed = match &passed {
+            Passed::Range(range) => &data[range.clone()],
+            Passed::Bytes(bytes) => &bytes[..],
+        };
+        if passed.is_empty() {
+            return;
         }
+        relay.moved += passed.len() as u64;
+        let mut to = relay.to.lock();
+        // The short way: past the client's task and hyper, where neither has anything to say itself.
+        let free = !to.slow && to.out_size == 0 && relay.to.is_chunked() && to.is_streaming();
+        if free && exec.is_some_and(|exec| exec.write(relay.to.key, passed)) {
+            return;
+        }
+        // A copy: what waits keeps no more than itself, where a piece of a read buffer would keep up to 64 KiB.
+        to.push(Bytes::copy_from_slice(passed));
+        drop(to);
+        relay.to.waker.wake_by_ref();
     }
 
     /// A relay under way whose client has left.
@@ -284,7 +300,7 @@ impl State {
         }
         if !self.chunks.is_empty() {
             let data = self.take();
-            self.pass(&data);
+            self.pass(&data, None);
         }
     }
 

@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use std::future::Future as _;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -15,7 +16,7 @@ use super::call::{Fault, MALFORMED};
 use super::io::{Gate, Io};
 use super::sys::{self, Connecting, Socket, Wire};
 use super::tls::{handshake_words, Tls};
-use super::upstream::{Phase, Upstream};
+use super::upstream::Upstream;
 use super::whole::Whole;
 
 /// hyper's read buffer at most, and with it the longest head. Real heads are under 8 KiB.
@@ -23,6 +24,29 @@ const MOST_BUFFER: usize = 64 * 1024;
 /// Real answers have 20 to 40.
 const MOST_HEADERS: usize = 256;
 const NO_TUNNEL: Fault = ("connect", "the egress proxy did not open the tunnel");
+
+type Http = http1::Connection<Io, Whole>;
+
+/// How a connection comes about.
+pub enum Way {
+    /// To the first of these (best last) that can be reached.
+    Dial(Vec<SocketAddr>),
+    /// It is there already, but for its handshake.
+    Over(Box<dyn Wire>),
+}
+
+/// How far it has come.
+pub(super) enum Phase {
+    Connecting(Connecting),
+    /// The proxy is asked for a tunnel.
+    Tunnel(Tunnel),
+    /// The handshake of TLS is under way, on `gate`.
+    Opening,
+    Open(Box<Http>, http1::SendRequest<Whole>),
+    /// HTTP is over; what it has read of the answer waits for a reader that is slow.
+    Rest,
+    Over,
+}
 
 /// The proxy is asked for a way to the origin.
 pub(super) struct Tunnel {

@@ -27,9 +27,13 @@ pub enum Step {
 
 /// One connection. Everything takes `&self`: a task may be looked at while another is polled.
 pub trait Task {
-    fn poll(&self, cx: &mut Context<'_>, turn: u64) -> Step;
+    fn poll(&self, cx: &mut Context<'_>, exec: &Exec) -> Step;
     /// Whether `poll` goes on until nothing moves any more, whoever it wakes on the way.
     fn settles(&self) -> bool {
+        false
+    }
+    /// Put these bytes into the body that it is sending, now. False: it cannot, and has taken none of them.
+    fn write(&self, _: &[u8]) -> bool {
         false
     }
     /// What epoll said; the task is polled afterwards.
@@ -199,6 +203,23 @@ impl Exec {
         }
     }
 
+    /// Give bytes straight to another task, see `Task::write`.
+    pub fn write(&self, key: Key, data: &[u8]) -> bool {
+        let task = {
+            let slots = self.slots.borrow();
+            let slot = slots
+                .get(key as u32 as usize)
+                .filter(|slot| slot.generation == (key >> 32) as u32);
+            slot.and_then(|slot| slot.task.clone())
+        };
+        task.is_some_and(|task| task.write(data))
+    }
+
+    /// The number of this turn.
+    pub fn turn(&self) -> u64 {
+        self.turn.get()
+    }
+
     /// Whether anything is marked.
     pub fn pending(&self) -> bool {
         !self.ready.lock().is_empty() || !self.later.borrow().is_empty()
@@ -239,7 +260,7 @@ impl Exec {
         let std_waker = Waker::from(Arc::clone(&waker));
         let mut cx = Context::from_waker(&std_waker);
         // A panic ends its own connection and nothing else.
-        let polled = catch_unwind(AssertUnwindSafe(|| task.poll(&mut cx, self.turn.get())));
+        let polled = catch_unwind(AssertUnwindSafe(|| task.poll(&mut cx, self)));
         if settles {
             waker.marked.store(false, Ordering::Release);
         }

@@ -8,7 +8,7 @@
 //! Whether Host is right is the application's to say, which has better words for it.
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum At {
+pub(super) enum At {
     /// In a head, or before one.
     #[default]
     Head,
@@ -31,7 +31,7 @@ enum At {
 
 /// chunk-ext = *( ";" name [ "=" value ] ), value = token or quoted string; no blanks (RFC 9112, 7.1.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Ext {
+pub(super) enum Ext {
     NameStart,
     Name,
     ValueStart,
@@ -47,11 +47,13 @@ const MOST_EXTENSION: u16 = 1024;
 
 #[derive(Default)]
 pub struct Guard {
-    at: At,
-    next: u64,     // size of the chunk whose first line is being read
-    extended: u16, // bytes of its extensions
-    head: Vec<u8>, // of a head that came in pieces
-    begun: bool,   // a byte of the present head has come
+    pub(super) at: At,
+    next: u64,                // size of the chunk whose first line is being read
+    extended: u16,            // bytes of its extensions
+    head: Vec<u8>,            // of a head that came in pieces
+    begun: bool,              // a byte of the present head has come
+    pub(super) answers: bool, // it only watches, and what it watches are answers
+    pub(super) payload: u64,  // bytes in chunks so far, of the answer that is watched
 }
 
 fn is_token(c: u8) -> bool {
@@ -83,6 +85,22 @@ impl Guard {
 
     /// How many of these bytes hyper may have.
     pub fn pass(&mut self, data: &mut [u8]) -> usize {
+        let (passed, wrong) = self.walk(data);
+        if self.answers {
+            if self.broken() {
+                *self = Self::off(); // it is hyper's to refuse
+            }
+            return data.len();
+        }
+        if let Some(at) = wrong {
+            data[at] = 0;
+            return at + 1;
+        }
+        passed
+    }
+
+    /// How many bytes are right, and where a head is wrong.
+    fn walk(&mut self, data: &[u8]) -> (usize, Option<usize>) {
         let mut i = 0;
         while i < data.len() {
             match self.at {
@@ -90,13 +108,15 @@ impl Guard {
                     Ok(used) => i += used,
                     Err(at) => {
                         self.at = At::Broken;
-                        data[i + at] = 0;
-                        return i + at + 1;
+                        return (i, Some(i + at));
                     }
                 },
                 At::Body(left) | At::Chunk(left) => {
                     let n = left.min((data.len() - i) as u64);
                     i += n as usize;
+                    if matches!(self.at, At::Chunk(_)) {
+                        self.payload += n;
+                    }
                     self.at = match self.at {
                         At::Body(_) if n == left => At::Head,
                         At::Body(_) => At::Body(left - n),
@@ -104,17 +124,17 @@ impl Guard {
                         _ => At::Chunk(left - n),
                     };
                 }
-                At::Broken => return i,
+                At::Broken => return (i, None),
                 _ => {
                     self.at = self.frame(data[i]);
                     if self.broken() {
-                        return i;
+                        return (i, None);
                     }
                     i += 1;
                 }
             }
         }
-        i
+        (i, None)
     }
 
     /// One byte of a chunked body's frame.
@@ -227,7 +247,7 @@ impl Guard {
             }
             if buf[lf - 2] == b'\n' {
                 // The line before ended right in front of our CR: this is the empty one.
-                self.at = judge(&buf[start..lf - 1]).ok_or(lf)?;
+                self.at = judge(&buf[start..lf - 1], self.answers).ok_or(lf)?;
                 self.begun = false;
                 return Ok(Some(lf + 1));
             }
@@ -236,8 +256,8 @@ impl Guard {
     }
 }
 
-/// A head's verdict on its body: `head` is all lines with their CRLF. None: refused.
-fn judge(head: &[u8]) -> Option<At> {
+/// A head's verdict on its body: `head` is all lines with their CRLF. None: refused. Of an answer: not one that is watched.
+fn judge(head: &[u8], answer: bool) -> Option<At> {
     let mut length: Option<u64> = None;
     let mut chunked = false;
     let mut from = memchr::memchr(b'\n', head)? + 1; // past the request line
@@ -271,6 +291,7 @@ fn judge(head: &[u8]) -> Option<At> {
     match (chunked, length) {
         (true, Some(_)) => None,
         (true, None) => Some(At::Size(0, 0)),
+        (false, _) if answer => None,
         (false, None | Some(0)) => Some(At::Head),
         (false, Some(n)) => Some(At::Body(n)),
     }

@@ -1,7 +1,7 @@
 //! Bytes between a socket and hyper: readiness is remembered, work per turn is bounded, framing is checked on the way.
 
 use std::cell::RefCell;
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, Write as _};
 use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -42,6 +42,12 @@ pub struct Gate {
     pub starved: bool,
     /// All that was written has gone to the socket.
     pub flushed: bool,
+    /// The end was read: it stays the end.
+    at_end: bool,
+    /// Read, but left to hyper.
+    behind: Vec<u8>,
+    /// Of a chunk that was written past hyper: goes out before anything else.
+    ahead: Vec<u8>,
     /// Bytes read in all.
     pub received: u64,
 }
@@ -63,6 +69,9 @@ impl Gate {
             bytes: 0,
             starved: false,
             flushed: true,
+            at_end: false,
+            behind: Vec::new(),
+            ahead: Vec::new(),
             received: 0,
         }
     }
@@ -92,7 +101,28 @@ impl Gate {
         self.starved = false;
     }
 
-    fn recv(&mut self, buf: &mut [MaybeUninit<u8>]) -> Poll<io::Result<usize>> {
+    /// Whether hyper has sent the request, and all it was given of the answer are whole chunks with `taken` bytes.
+    pub fn is_between_chunks(&self, taken: u64) -> bool {
+        self.flushed && self.behind.is_empty() && self.guard.between_chunks() == Some(taken)
+    }
+
+    /// Bytes that hyper shall read next.
+    pub fn give_back(&mut self, data: &[u8]) {
+        self.behind.extend_from_slice(data);
+    }
+
+    /// Bytes that have come, at most as many as a connection may read in one turn. Pending: none, or not now.
+    pub fn recv(&mut self, buf: &mut [MaybeUninit<u8>]) -> Poll<io::Result<usize>> {
+        if !self.behind.is_empty() {
+            let n = self.behind.len().min(buf.len());
+            for (to, from) in buf.iter_mut().zip(self.behind.drain(..n)) {
+                to.write(from);
+            }
+            return Poll::Ready(Ok(n));
+        }
+        if self.at_end {
+            return Poll::Ready(Ok(0));
+        }
         if !self.readable {
             return Poll::Pending;
         }
@@ -106,6 +136,7 @@ impl Gate {
                     self.reads += 1;
                     self.bytes += n;
                     self.received += n as u64;
+                    self.at_end = n == 0 && !buf.is_empty();
                     // Less than asked for: nothing is left (epoll(7)), except a FIN that came together with the bytes.
                     if n > 0 && n < buf.len() && !self.ended {
                         self.readable = self.layered && self.wire.more();
@@ -123,8 +154,53 @@ impl Gate {
         }
     }
 
+    /// One chunk of a body past hyper, which must have nothing to send itself. False: it cannot go now, nothing of it was
+    /// taken. What the socket has no room for goes out before hyper's next bytes.
+    pub fn chunk(&mut self, data: &[u8]) -> bool {
+        if !self.flushed || !self.writable || self.broken || data.is_empty() {
+            return false;
+        }
+        let mut whole = Vec::with_capacity(data.len() + 20);
+        let _ = write!(whole, "{:X}\r\n", data.len()); // into memory: cannot fail
+        whole.extend_from_slice(data);
+        whole.extend_from_slice(b"\r\n");
+        let Poll::Ready(Ok(n)) = self.send(&[IoSlice::new(&whole)], whole.len()) else {
+            self.flushed = true;
+            return false; // an error comes again where hyper meets it
+        };
+        if n < whole.len() {
+            whole.drain(..n);
+            self.ahead = whole;
+        } else {
+            let _ = self.flush();
+        }
+        true
+    }
+
     fn send(&mut self, bufs: &[IoSlice<'_>], total: usize) -> Poll<io::Result<usize>> {
         self.flushed = false;
+        match self.send_ahead() {
+            Poll::Ready(Ok(())) => self.put(bufs, total),
+            Poll::Ready(Err(e)) => Poll::Ready(Err(e)),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    fn send_ahead(&mut self) -> Poll<io::Result<()>> {
+        while !self.ahead.is_empty() {
+            let ahead = std::mem::take(&mut self.ahead);
+            let sent = self.put(&[IoSlice::new(&ahead)], ahead.len());
+            self.ahead = ahead;
+            match sent {
+                Poll::Ready(Ok(n)) => drop(self.ahead.drain(..n)),
+                Poll::Ready(Err(e)) => return Poll::Ready(Err(e)),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn put(&mut self, bufs: &[IoSlice<'_>], total: usize) -> Poll<io::Result<usize>> {
         if !self.writable {
             return Poll::Pending;
         }
@@ -173,6 +249,10 @@ impl Gate {
 
     /// Whether all that was written has gone to the socket; it goes on with what has not.
     fn flush(&mut self) -> Poll<io::Result<()>> {
+        match self.send_ahead() {
+            Poll::Ready(Ok(())) => {}
+            other => return other,
+        }
         if self.layered {
             if !self.writable {
                 return Poll::Pending;

@@ -6,7 +6,7 @@
 //!
 //! `sys` (system calls) < `exec` + `wheel` (tasks, wakers, timers) < `io` + `framing` + `tls` (bytes).
 //! Clients: `request` (one request's state) < `server` (one connection) < `message` + `asgi` (what Python sees).
-//! Upstreams: `call` (one call's state) + `whole` (its request's body) < `upstream` + `dial` (one connection) < `pool` < `client` + `origin` (what Python
+//! Upstreams: `call` (one call's state) + `whole` (its request's body) < `upstream` + `dial` (one connection) + `short` (chunks past hyper) < `pool` < `client` + `origin` (what Python
 //! sees). `coroutine`, `task` and `wake` run the app's coroutine; `reactor` is all of it together, `hub` the handle that Python has.
 
 pub mod asgi;
@@ -34,6 +34,7 @@ mod scripted_tls;
 #[cfg(test)]
 mod scripted_upstream;
 pub mod server;
+mod short;
 pub mod sys;
 pub mod task;
 pub mod tls;

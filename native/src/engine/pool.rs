@@ -11,11 +11,12 @@ use rustls::pki_types::ServerName;
 use rustls::ClientConfig;
 
 use super::call::{Call, DRAINING};
+use super::dial::Way;
 use super::exec::Exec;
 use super::server::Outbox;
 use super::sys::Poller;
 use super::tls::Pace;
-use super::upstream::{Upstream, Way};
+use super::upstream::Upstream;
 use super::whole::Whole;
 
 /// Common servers close idle connections after 60 s or more (nginx 75 s, AWS load balancers 60 s): leave before them.

@@ -18,12 +18,12 @@ use rustls::ServerConfig;
 use super::asgi::{self, Hooks};
 use super::call::Call;
 use super::client;
+use super::dial::Way;
 use super::exec::Exec;
 use super::pool::{Ground, Pool};
 use super::server::{Event, Limits, Outbox, ServerConn};
 use super::sys::{Poller, Socket, Wire};
 use super::tls::{Pace, Tls};
-use super::upstream::Way;
 use super::whole::Whole;
 
 pub const LISTENER: u64 = u64::MAX;
@@ -265,7 +265,14 @@ impl Reactor {
                 poller.remove(fd);
                 clients.set(clients.get() - 1);
             });
-            let conn = ServerConn::new(wire, peer, waker.clone(), Rc::clone(&self.outbox), self.limits, leave);
+            let conn = ServerConn::new(
+                wire,
+                peer,
+                (key, waker.clone()),
+                Rc::clone(&self.outbox),
+                self.limits,
+                leave,
+            );
             self.exec.insert(key, Rc::new(conn));
             waker.wake();
         }

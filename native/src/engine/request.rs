@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
@@ -17,6 +17,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use pyo3::Py;
 
+use super::exec::Key;
 use super::task::Task;
 use super::wake::Wake;
 
@@ -88,6 +89,10 @@ pub struct State {
 pub struct Req {
     state: Mutex<State>,
     pub waker: Waker,
+    /// Of the connection's task.
+    pub key: Key,
+    /// The answer goes out in chunks.
+    chunked: AtomicBool,
 }
 
 /// Requests that somebody still holds, in this process.
@@ -105,7 +110,7 @@ impl Req {
         LIVE.load(Ordering::Relaxed)
     }
 
-    pub fn new(incoming: Incoming, most: usize, lazy: bool, waker: Waker) -> Arc<Self> {
+    pub fn new(incoming: Incoming, most: usize, lazy: bool, waker: Waker, key: Key) -> Arc<Self> {
         LIVE.fetch_add(1, Ordering::Relaxed);
         let done = incoming.is_end_stream();
         Arc::new(Self {
@@ -137,7 +142,13 @@ impl Req {
                 task: None,
             }),
             waker,
+            key,
+            chunked: AtomicBool::new(false),
         })
+    }
+
+    pub fn is_chunked(&self) -> bool {
+        self.chunked.load(Ordering::Relaxed)
     }
 
     pub fn lock(&self) -> MutexGuard<'_, State> {
@@ -229,6 +240,11 @@ impl State {
         }
     }
 
+    /// hyper has the head and waits for more of the body.
+    pub fn is_streaming(&self) -> bool {
+        self.started && self.response.is_none() && !(self.finished || self.cut || self.over || self.gone)
+    }
+
     /// All that was given has gone to hyper.
     pub fn is_out(&self) -> bool {
         self.response.is_none() && self.out.is_empty()
@@ -246,6 +262,9 @@ impl State {
 /// The answer's head from what the app gave. `exact` is the body's size where it is known.
 #[must_use]
 pub fn respond(req: &Arc<Req>, head: Head, exact: Option<u64>) -> Response<Out> {
+    let sized = exact.is_some() || head.1.iter().any(|(name, _)| *name == header::CONTENT_LENGTH);
+    let bare = matches!(head.0, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) || head.0.is_informational();
+    req.chunked.store(!sized && !bare, Ordering::Relaxed);
     let mut response = Response::new(Out {
         req: Arc::clone(req),
         exact,

@@ -152,7 +152,7 @@ impl Bench {
         };
         let peer: SocketAddr = ([127, 0, 0, 1], 1).into();
         let on_close = Box::new(move || seen.set(true));
-        let conn = ServerConn::new(wire, peer, waker.clone(), Rc::clone(&outbox), limits, on_close);
+        let conn = ServerConn::new(wire, peer, (key, waker.clone()), Rc::clone(&outbox), limits, on_close);
         exec.insert(key, Rc::new(conn));
         waker.wake();
         Self {
@@ -373,7 +373,7 @@ fn a_task_that_panics_ends_alone() {
 
     struct Bad(Rc<Cell<bool>>);
     impl Task for Bad {
-        fn poll(&self, _: &mut Context<'_>, _: u64) -> Step {
+        fn poll(&self, _: &mut Context<'_>, _: &Exec) -> Step {
             panic!("on purpose")
         }
         fn event(&self, _: Readiness) {}

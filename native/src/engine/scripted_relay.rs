@@ -134,3 +134,25 @@ fn a_client_that_leaves_ends_its_relay() {
         assert_eq!(Arc::strong_count(&call), 1);
     }
 }
+
+#[test]
+fn a_chunk_goes_past_hyper_while_nothing_else_is_to_be_sent() {
+    let mut rig = Rig::new();
+    let client = script(Vec::new(), usize::MAX, false);
+    let to = rig.client(&client);
+    rig.settle();
+    assert!(rig.exec.write(to.key, b"abc"));
+    assert!(client.output.borrow().ends_with(b"\r\n\r\n3\r\nabc\r\n"), "at once");
+    client.room.set(4);
+    assert!(rig.exec.write(to.key, b"0123456789"));
+    assert!(!rig.exec.write(to.key, b"more"), "a part of the last one waits");
+    let mut state = to.lock();
+    state.push(b"xyz".as_slice().into());
+    state.finished = true;
+    drop(state);
+    to.waker.wake_by_ref();
+    rig.settle();
+    assert_eq!(dechunked(&client.output.borrow()), b"abc0123456789xyz");
+    assert!(client.output.borrow().ends_with(b"\r\n0\r\n\r\n"));
+    assert!(!rig.exec.write(to.key, b"late"), "the answer is over");
+}

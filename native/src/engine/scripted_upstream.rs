@@ -11,6 +11,7 @@ use bytes::Bytes;
 use http::{Method, Request, StatusCode};
 
 use super::call::{Call, MOST_WAITING};
+use super::dial::Way;
 use super::exec::{Exec, Key};
 use super::pool::{Ground, Layers, Pool};
 use super::request::{respond, Req};
@@ -18,7 +19,6 @@ use super::scripted::{post, Handle, Script};
 use super::server::{Event, Limits, Outbox, ServerConn};
 use super::sys::{Poller, Readiness, Wire};
 use super::tls::Pace;
-use super::upstream::Way;
 use super::whole::Whole;
 
 /// An upstream that says nothing before it has been asked.
@@ -124,7 +124,7 @@ impl Rig {
         let wire = Box::new(Handle(Rc::clone(script)));
         let peer = ([127, 0, 0, 1], 1).into();
         let outbox = Rc::clone(&self.outbox);
-        let conn = ServerConn::new(wire, peer, waker.clone(), outbox, limits, Box::new(|| ()));
+        let conn = ServerConn::new(wire, peer, (key, waker.clone()), outbox, limits, Box::new(|| ()));
         self.exec.insert(key, Rc::new(conn));
         waker.wake();
         self.scripts.push((Rc::clone(script), key, Cell::new(false)));

@@ -15,7 +15,7 @@ use hyper::server::conn::http1;
 use hyper::service::Service;
 
 use super::call::Call;
-use super::exec::{Clock, Step, Task, NEVER};
+use super::exec::{Clock, Exec, Key, Step, Task, NEVER};
 use super::io::{Gate, Io};
 use super::request::{refuse, Answer, BodyEnd, Req, FED, LOW};
 use super::sys::{Readiness, Wire};
@@ -52,11 +52,13 @@ const MOST_BUFFER: usize = 64 * 1024;
 struct Shared {
     current: RefCell<Option<Arc<Req>>>,
     served: Cell<u64>,
-    /// The request under way is of HTTP/1.0.
+    /// The request under way is of HTTP/1.0; it has an answer without a body.
     http10: Cell<bool>,
+    headless: Cell<bool>,
     outbox: Outbox,
     peer: SocketAddr,
     most_body: usize,
+    key: Key,
     waker: Waker,
 }
 
@@ -71,9 +73,10 @@ impl Service<Request<Incoming>> for App {
         let shared = &self.0;
         let (parts, body) = request.into_parts();
         let lazy = parts.headers.contains_key(header::EXPECT);
-        let req = Req::new(body, shared.most_body, lazy, shared.waker.clone());
+        let req = Req::new(body, shared.most_body, lazy, shared.waker.clone(), shared.key);
         shared.served.set(shared.served.get() + 1);
         shared.http10.set(parts.version == Version::HTTP_10);
+        shared.headless.set(parts.method == Method::HEAD);
         if parts.method == Method::CONNECT || parts.headers.contains_key(header::UPGRADE) {
             req.lock().finished = true;
             let refusal = refuse(&req, StatusCode::NOT_IMPLEMENTED);
@@ -121,7 +124,7 @@ impl ServerConn {
     pub fn new(
         wire: Box<dyn Wire>,
         peer: SocketAddr,
-        waker: Waker,
+        (key, waker): (Key, Waker),
         outbox: Outbox,
         limits: Limits,
         on_close: Box<dyn FnOnce()>,
@@ -131,9 +134,11 @@ impl ServerConn {
             current: RefCell::new(None),
             served: Cell::new(0),
             http10: Cell::new(false),
+            headless: Cell::new(false),
             outbox,
             peer,
             most_body: limits.most_body,
+            key,
             waker,
         });
         // Half-closed is no error to hyper: what it means is decided here, and told to the app at once.
@@ -264,8 +269,8 @@ impl ServerConn {
 }
 
 impl Task for ServerConn {
-    fn poll(&self, cx: &mut Context<'_>, turn: u64) -> Step {
-        self.gate.borrow_mut().begin(turn);
+    fn poll(&self, cx: &mut Context<'_>, exec: &Exec) -> Step {
+        self.gate.borrow_mut().begin(exec.turn());
         if self.doomed.get() || self.gate.borrow().broken {
             self.http.take();
             self.leave();
@@ -294,6 +299,14 @@ impl Task for ServerConn {
                 self.end(result.is_err())
             }
         }
+    }
+
+    fn write(&self, data: &[u8]) -> bool {
+        // hyper has nothing to send, so its next bytes come behind these. Its encoder keeps no count of chunks.
+        let shared = &self.shared;
+        let plain = shared.http10.get() || shared.headless.get() || self.lingering.get() || self.doomed.get();
+        let answering = self.http.borrow().is_some() && shared.current.borrow().is_some();
+        !plain && answering && self.gate.borrow_mut().chunk(data)
     }
 
     fn event(&self, ready: Readiness) {

@@ -14,15 +14,15 @@ use std::task::{Context, Poll, Waker};
 use http::{HeaderName, Request, Response};
 use http_body::Body;
 use hyper::body::Incoming;
-use hyper::client::conn::http1;
 
 use super::call::{Call, Fault, CLIENT_GONE, MALFORMED, RESET_BEFORE, RESET_WITHIN};
-use super::dial::Tunnel;
-use super::exec::{Step, Task};
-use super::io::{Gate, Io};
+use super::dial::{Phase, Way};
+use super::exec::{Exec, Step, Task};
+use super::io::Gate;
 use super::pool::{Ground, Pool};
 use super::server::{Event, Outbox};
-use super::sys::{self, Connecting, Readiness, Wire};
+use super::short;
+use super::sys::{self, Connecting, Readiness};
 use super::tls::Pace;
 use super::whole::Whole;
 
@@ -30,27 +30,6 @@ use super::whole::Whole;
 const MOST_TAKEN: usize = 32 * 1024;
 
 type Answering = Pin<Box<dyn Future<Output = hyper::Result<Response<Incoming>>>>>;
-type Http = http1::Connection<Io, Whole>;
-
-pub(super) enum Phase {
-    Connecting(Connecting),
-    /// The proxy is asked for a tunnel.
-    Tunnel(Tunnel),
-    /// The handshake of TLS is under way, on `gate`.
-    Opening,
-    Open(Box<Http>, http1::SendRequest<Whole>),
-    /// HTTP is over; what it has read of the answer waits for a reader that is slow.
-    Rest,
-    Over,
-}
-
-/// How a connection comes about.
-pub enum Way {
-    /// To the first of these (best last) that can be reached.
-    Dial(Vec<SocketAddr>),
-    /// It is there already, but for its handshake.
-    Over(Box<dyn Wire>),
-}
 
 /// What is under way.
 struct Running {
@@ -58,6 +37,8 @@ struct Running {
     request: Option<Request<Whole>>,
     answering: Option<Answering>,
     body: Option<Incoming>,
+    /// Bytes of it that came through hyper.
+    taken: u64,
     /// The connection has served others before; so many bytes had come when this one was sent.
     again: bool,
     before: u64,
@@ -118,6 +99,7 @@ impl Upstream {
                 request: Some(request),
                 answering: None,
                 body: None,
+                taken: 0,
                 again: false,
                 before: 0,
             })),
@@ -157,6 +139,7 @@ impl Upstream {
             request: Some(request),
             answering: None,
             body: None,
+            taken: 0,
             again: true,
             before: 0,
         }));
@@ -187,7 +170,7 @@ impl Upstream {
     }
 
     /// Move what hyper has for the call. Whether anything moved.
-    fn advance(&self, cx: &mut Context<'_>) -> bool {
+    fn advance(&self, cx: &mut Context<'_>, exec: &Exec) -> bool {
         let mut slot = self.running.borrow_mut();
         let Some(running) = slot.as_mut() else { return false };
         let call = Arc::clone(&running.call);
@@ -202,6 +185,7 @@ impl Upstream {
             };
             running.answering = Some(Box::pin(sender.send_request(request)));
             running.before = self.received();
+            self.watch_body(!state.whole);
             return true;
         }
         if state.first_byte_ns == 0 && self.received() > running.before {
@@ -219,6 +203,9 @@ impl Upstream {
                 Poll::Ready(Ok(response)) => {
                     running.answering = None;
                     let (parts, body) = response.into_parts();
+                    if !short::is_chunked(&parts) {
+                        self.watch_body(false);
+                    }
                     state.head(parts, &self.kept);
                     running.body = Some(body);
                     moved = true;
@@ -242,6 +229,7 @@ impl Upstream {
                         moved = true;
                         if let Ok(data) = frame.into_data() {
                             size += data.len();
+                            running.taken += data.len() as u64;
                             pieces.push(data);
                         }
                         // A reader that is given every piece at once would be called for each: let them come together.
@@ -259,7 +247,7 @@ impl Upstream {
             }
         }
         if !pieces.is_empty() {
-            state.came(pieces);
+            state.came(pieces, exec);
         }
         if ended {
             running.body = None;
@@ -270,6 +258,14 @@ impl Upstream {
             moved = true;
         }
         moved
+    }
+
+    /// Relay what can go past hyper. False: hyper must look.
+    fn relay_short(&self, gate: &RefCell<Gate>, exec: &Exec) -> bool {
+        let slot = self.running.borrow();
+        slot.as_ref().is_some_and(|running| {
+            running.body.is_some() && short::relay(&mut running.call.lock(), gate, running.taken, exec)
+        })
     }
 
     /// Whether there is more of the answer, for which its reader has no room.
@@ -300,7 +296,8 @@ impl Upstream {
 }
 
 impl Task for Upstream {
-    fn poll(&self, cx: &mut Context<'_>, turn: u64) -> Step {
+    fn poll(&self, cx: &mut Context<'_>, exec: &Exec) -> Step {
+        let turn = exec.turn();
         if self.call().is_some_and(|call| {
             let mut state = call.lock();
             if state.is_deserted() {
@@ -322,14 +319,17 @@ impl Task for Upstream {
         };
         gate.borrow_mut().begin(turn);
         let over = loop {
+            if self.relay_short(&gate, exec) {
+                break false;
+            }
             let ended = match &mut *self.phase.borrow_mut() {
                 Phase::Open(http, _) => Pin::new(http.as_mut()).poll(cx).is_ready(),
                 Phase::Rest => true,
                 _ => return Step::Done,
             };
-            let moved = self.advance(cx);
+            let moved = self.advance(cx, exec);
             if ended {
-                while self.advance(cx) {}
+                while self.advance(cx, exec) {}
                 break true;
             }
             if !moved {

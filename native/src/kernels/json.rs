@@ -1,9 +1,9 @@
 //! The grammar of JSON (RFC 8259) over bytes, for kernels that look at text and build nothing.
 //!
 //! Each function takes the text and a place in it and returns the place behind what stood there. Values are walked with
-//! a bit per nesting level instead of recursion. Strings, where nearly all bytes are, are skipped eight bytes at a time
-//! (the "has byte less than n / equal to n" tricks of Hacker's Delight and Bit Twiddling Hacks). That the text is UTF-8
-//! is for the caller to check.
+//! a bit per nesting level instead of recursion. Strings, where nearly all bytes are, are skipped sixteen bytes at a time
+//! with SSE2, else eight (the "has byte less than n / equal to n" tricks of Hacker's Delight and Bit Twiddling Hacks).
+//! That the text is UTF-8 is for the caller to check.
 
 /// Deeper than any request of a real client (tool schemas reach about 20), shallow enough to fit one machine word.
 pub const MAX_DEPTH: u32 = 128;
@@ -18,6 +18,14 @@ const HIGHS: u64 = 0x8080_8080_8080_8080;
 /// Index of the first byte at or after `i` that ends or bends a string: a quote, a backslash or a control character.
 #[inline]
 fn string_stop(b: &[u8], mut i: usize) -> usize {
+    #[cfg(target_arch = "x86_64")]
+    while let Some(block) = b.get(i..i + 16) {
+        let hit = stops_of(block.try_into().expect("sixteen bytes"));
+        if hit != 0 {
+            return i + hit.trailing_zeros() as usize;
+        }
+        i += 16;
+    }
     while let Some(chunk) = b.get(i..i + 8) {
         let w = u64::from_le_bytes(chunk.try_into().expect("eight bytes"));
         let quote = w ^ (ONES * u64::from(b'"'));
@@ -35,6 +43,23 @@ fn string_stop(b: &[u8], mut i: usize) -> usize {
         i += 1;
     }
     i
+}
+
+/// A bit for each of these bytes that ends or bends a string.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+fn stops_of(block: &[u8; 16]) -> u32 {
+    use std::arch::x86_64::{
+        __m128i, _mm_cmpeq_epi8, _mm_loadu_si128, _mm_min_epu8, _mm_movemask_epi8, _mm_or_si128, _mm_set1_epi8,
+    };
+    // SAFETY: SSE2 is part of x86-64; the load takes any alignment and exactly the block's sixteen bytes.
+    unsafe {
+        let bytes = _mm_loadu_si128(block.as_ptr().cast::<__m128i>());
+        let quote = _mm_cmpeq_epi8(bytes, _mm_set1_epi8(b'"' as i8));
+        let slash = _mm_cmpeq_epi8(bytes, _mm_set1_epi8(b'\\' as i8));
+        let control = _mm_cmpeq_epi8(_mm_min_epu8(bytes, _mm_set1_epi8(0x1f)), bytes);
+        _mm_movemask_epi8(_mm_or_si128(_mm_or_si128(quote, slash), control)) as u32
+    }
 }
 
 #[inline]
@@ -58,39 +83,47 @@ pub fn hex4(b: &[u8], i: usize) -> Result<u32, Malformed> {
 }
 
 /// `i` is just after the opening quote; returns just after the closing one, and whether an escape was met.
-pub fn string(b: &[u8], mut i: usize) -> Result<(usize, bool), Malformed> {
-    let mut escaped = false;
+#[inline]
+pub fn string(b: &[u8], i: usize) -> Result<(usize, bool), Malformed> {
+    let stop = string_stop(b, i);
+    if b.get(stop) == Some(&b'"') {
+        return Ok((stop + 1, false));
+    }
+    bent_string(b, stop)
+}
+
+/// The rest of a string from its first escape, or whatever else is no end of it.
+fn bent_string(b: &[u8], mut i: usize) -> Result<(usize, bool), Malformed> {
     loop {
-        i = string_stop(b, i);
         match b.get(i) {
             None => return Err(Malformed(i, "unterminated string")),
-            Some(b'"') => return Ok((i + 1, escaped)),
-            Some(b'\\') => {
-                escaped = true;
-                match b.get(i + 1) {
-                    Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => i += 2,
-                    Some(b'u') => {
-                        let v = hex4(b, i + 2)?;
-                        i += 6;
-                        if (0xDC00..0xE000).contains(&v) {
-                            return Err(Malformed(i - 6, "lone surrogate"));
-                        }
-                        if (0xD800..0xDC00).contains(&v) {
-                            // A pair or nothing: what one parser drops and another replaces is a way round rules.
-                            if b.get(i) != Some(&b'\\')
-                                || b.get(i + 1) != Some(&b'u')
-                                || !(0xDC00..0xE000).contains(&hex4(b, i + 2)?)
-                            {
-                                return Err(Malformed(i - 6, "lone surrogate"));
-                            }
-                            i += 6;
-                        }
-                    }
-                    _ => return Err(Malformed(i, "bad escape")),
-                }
-            }
+            Some(b'"') => return Ok((i + 1, true)),
+            Some(b'\\') => match b.get(i + 1) {
+                Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => i += 2,
+                Some(b'u') => i = unicode(b, i)?,
+                _ => return Err(Malformed(i, "bad escape")),
+            },
             Some(_) => return Err(Malformed(i, "control character in string")),
         }
+        i = string_stop(b, i);
+    }
+}
+
+/// A `\u` escape at `i`, or the two of a pair; a half of one is refused: what one parser drops and another replaces is a
+/// way round rules.
+fn unicode(b: &[u8], i: usize) -> Result<usize, Malformed> {
+    let v = hex4(b, i + 2)?;
+    if !(0xD800..0xE000).contains(&v) {
+        return Ok(i + 6);
+    }
+    let paired = v < 0xDC00
+        && b.get(i + 6) == Some(&b'\\')
+        && b.get(i + 7) == Some(&b'u')
+        && (0xDC00..0xE000).contains(&hex4(b, i + 8)?);
+    if paired {
+        Ok(i + 12)
+    } else {
+        Err(Malformed(i, "lone surrogate"))
     }
 }
 
