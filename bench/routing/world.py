@@ -52,6 +52,10 @@ class Place:
         """What an oracle knows."""
         return self.ttft_s(t) * self.load() * (1.0 + 9.0 * self.slow_share) + PER_BYTE_S * size
 
+    def crowding_s(self, t: float) -> float:
+        """What one more adds to the others: the derivative of `load` by `busy`, times those who come meanwhile (`busy`)."""
+        return self.ttft_s(t) * 2.0 * (self.busy / self.capacity) ** 2 * (1.0 + 9.0 * self.slow_share)
+
     def full(self, t: float) -> bool:
         while self.starts and self.starts[0] < t - 1.0:
             self.starts.popleft()
@@ -68,6 +72,8 @@ class Scenario:
     shared: bool = False  # workers share their statistics, as those of one host do
     seconds: float = 90.0
     warm_s: float = 5.0  # not measured
+    falls_s: float = 0.0  # the first target degrades here (0: it does not)
+    heals_s: float = 0.0
 
 
 class Chooser(Protocol):
@@ -125,6 +131,7 @@ class World:
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._number = 0
         self.seen: list[Seen] = []
+        self.asked: list[tuple[float, int]] = []  # every attempt: when, whom
         fd = memory() if scenario.shared else -1
         self.shares: list[Share] = []
         self.workers: list[tuple[Chooser, list[Target], RetryBudget, Random]] = []
@@ -195,6 +202,7 @@ class Request:
         world, i = self.world, self.order[step.index]
         place, rng, began = world.places[i], world.rng, world.ns()
         key = world._number
+        world.asked.append((world.now, i))
         self.chooser.began(i, key, began)
         self.index, self.i, self.key, self.began = step.index, i, key, began
         if place.full(world.now):
