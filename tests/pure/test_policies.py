@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from support.routing import T0, S, ask, failed, served, target
 from turnout.catalog import Model, Price
+from turnout.errors import Fault
 from turnout.exchange import Principal, Target
 from turnout.route.condition import Condition
 from turnout.route.outlook import scored
@@ -121,6 +122,30 @@ def test_a_surprisingly_fast_probe_is_followed_by_more() -> None:
         share = 1 - firsts(LeastLatency(near=0), targets, T0 + 3 * S)["a"] / 2000
         assert most * 0.5 <= share <= most, "no more than ten times `explore`"
         assert firsts(LeastLatency(near=0, explore=0), targets, T0 + 3 * S)["a"] == 2000
+
+
+def test_a_target_that_is_down_does_not_take_the_probes_of_others() -> None:
+    targets = pool("abc")
+    for i in range(50):
+        served(targets[0].stats, 0.2, T0 + i * S // 50)
+        served(targets[1].stats, 0.4, T0 + i * S // 50)
+    for _ in range(5):
+        failed(targets[2].stats, T0)  # never answered
+        targets[2].health.failed(Fault("server_error", ""), T0 + 19 * S)
+    for i in range(20):
+        served(targets[0].stats, 0.2, T0 + 10 * S + i * S // 2)
+    seen = firsts(LeastLatency(), targets, T0 + 20 * S)
+    assert seen["b"] > 0
+    assert seen["c"] == 0
+
+
+def test_a_target_that_does_not_answer_its_first_request_is_not_asked_again_soon() -> None:
+    targets = pool("ab")
+    for i in range(50):
+        served(targets[0].stats, 0.2, T0 + i * S // 50)
+    assert firsts(LeastLatency(near=0), targets, T0 + 2 * S)["b"] > 200, "hardly known"
+    targets[1].stats.begin(1, True, T0 + S)
+    assert firsts(LeastLatency(near=0), targets, T0 + 3 * S)["b"] == 0
 
 
 def test_a_target_without_traffic_is_probed_but_not_often() -> None:

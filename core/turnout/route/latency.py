@@ -32,6 +32,7 @@ class Latency:
 
     __slots__ = (
         "_at_ns",
+        "_ever",
         "_late_n",
         "_late_sum",
         "_rate",
@@ -60,6 +61,7 @@ class Latency:
         # Of one's own answers, for the slope: those of others come without their sizes.
         self.own = self.ownx = self.wp = self.wpp = self.wpx = 0.0
         self._short_w = self._short_wx = 0.0
+        self._ever = 0.0  # answers
         self._run = 0.0  # surprises in a row: above 0 slow ones, below fast ones
         self._waiting: dict[int, int] = {}  # attempt -> since when, oldest first; none of them late yet
         self._late_n = 0
@@ -97,6 +99,7 @@ class Latency:
 
     def _add(self, n: float, x: float, xx: float, level: float) -> None:
         self.news = True
+        self._ever += n
         self.w += n
         self.wx += x
         self.wxx += xx
@@ -222,9 +225,10 @@ class Latency:
         return self.wp / self.own if self.own > 0.0 else 0.0
 
     @property
-    def better(self) -> bool:
-        """The last answer was surprisingly fast: this may be a change."""
-        return self._run < 0
+    def doubtful(self) -> bool:
+        """The last answer was surprisingly fast, which may be a change; or there were hardly any, of which the first may have
+        waited for a connection."""
+        return self._run < 0 or self._ever < SURPRISES
 
     @property
     def waiting(self) -> int:

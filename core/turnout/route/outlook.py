@@ -20,7 +20,7 @@ UNKNOWN_S = 0.5  # where nothing is known of any target
 class Outlook:
     """Of some targets, for streams (time to the first token) or for plain requests (to the whole answer)."""
 
-    __slots__ = ("better", "lines", "order", "size", "targets", "tries", "until_ns")
+    __slots__ = ("doubtful", "lines", "order", "size", "targets", "tries", "until_ns")
 
     def __init__(self, targets: Sequence[Target], stream: bool, now_ns: int) -> None:
         """O(targets): 0.5 us for one that nothing has happened to, 1.5 us for others."""
@@ -28,7 +28,7 @@ class Outlook:
         self.targets = targets
         self.until_ns = now_ns + FRESH_NS
         self.tries = [look[4] for look in looks]  # 1 / success
-        self.better = [i for i, t in enumerate(targets) if (t.stats.stream if stream else t.stats.plain).better]
+        self.doubtful = [i for i, t in enumerate(targets) if (t.stats.stream if stream else t.stats.plain).doubtful]
         # Answers differ in length by target as well: all are compared at one length, what is usual on the route.
         sizes = [] if stream else [look[3] for look in looks if look[3] > 0.0]
         self.size = sum(sizes) / len(sizes) if sizes else 0.0

@@ -12,7 +12,7 @@ DESIGN, section 7. `stats.py` says what is known of a target, `outlook.py` makes
   crowded, 0.3 the lower mean everywhere and shares that swing half as far as with 0.25: bench/routing.)
 - Probes: a target without traffic is asked every `probe_s` times its distance from the best (2 for one twice as slow, at
   most FAR), by a share of at most `explore` of the requests, so that one that has become better is found. While one was
-  surprisingly fast the last time, more requests may ask it, soon: three in a row show that it has healed.
+  surprisingly fast the last time, or has hardly been asked, more requests may ask it, soon: three answers decide.
 """
 
 from collections.abc import Sequence
@@ -23,12 +23,12 @@ import msgspec
 from msgspec import Meta
 
 from ...exchange import Exchange, Target
-from ..outlook import outlook
+from ..outlook import Outlook, outlook
 from ..why import Why
 
 FAR = 3.0
 SOON = 0.1
-FOLLOW = 10.0  # times `explore`, after a surprise
+FOLLOW = 10.0  # times `explore`, while one is in doubt
 
 
 class LeastLatency(msgspec.Struct, tag_field="kind", tag="least-latency", frozen=True, forbid_unknown_fields=True):
@@ -50,10 +50,9 @@ class LeastLatency(msgspec.Struct, tag_field="kind", tag="least-latency", frozen
         order = sorted(seen.order, key=scores.__getitem__)
         best = chosen = order[0]
         reason = "lowest score"
-        if rng.random() < (self.explore * FOLLOW if seen.better else self.explore):
-            due = self._due(targets, order, [scores[i] / seen.tries[i] for i in range(len(order))], seen.better, now_ns)
-            if due:
-                chosen, reason = min(due, key=lambda i: targets[i].stats.begun_ns), "probe: not asked for long"
+        explore = self.explore * FOLLOW if seen.doubtful else self.explore
+        if rng.random() < explore and (due := self._due(targets, order, seen, scores, stream, now_ns)):
+            chosen, reason = min(due, key=lambda i: targets[i].stats.begun_ns), "probe: not asked for long"
         most = scores[best] * (1.0 + self.near)
         if chosen == best and scores[order[1]] <= most:
             n = 2
@@ -75,16 +74,23 @@ class LeastLatency(msgspec.Struct, tag_field="kind", tag="least-latency", frozen
         return order
 
     def _due(
-        self, targets: Sequence[Target], order: list[int], seconds: list[float], better: list[int], now_ns: int
+        self, targets: Sequence[Target], order: list[int], seen: Outlook, scores: list[float], stream: bool, now_ns: int
     ) -> list[int]:
-        """Those that should be asked to see how they are; where some were surprisingly fast, of those."""
+        """Those that should be asked to see how they are; where some are in doubt and nobody waits for their answer, of
+        those. None that its breaker would not let ask: it would stand in the way of the others."""
         unit_ns = self.probe_s * 1e9
-        if better:
-            soon = [i for i in better if i != order[0] and now_ns - targets[i].stats.begun_ns > SOON * unit_ns]
-            if soon:
-                return soon
-        best = seconds[order[0]]
-        return [i for i in order[1:] if now_ns - targets[i].stats.begun_ns > min(seconds[i] / best, FAR) * unit_ns]
+        best = scores[order[0]] / seen.tries[order[0]]
+        soon: list[int] = []
+        due: list[int] = []
+        for i in order[1:]:
+            stats = targets[i].stats
+            idle = (now_ns - stats.begun_ns) / unit_ns
+            if idle > SOON and targets[i].health.allows(now_ns):
+                if i in seen.doubtful and not (stats.stream if stream else stats.plain).waiting:
+                    soon.append(i)
+                if idle > min(scores[i] / seen.tries[i] / best, FAR):
+                    due.append(i)
+        return soon or due
 
 
 def describe(
