@@ -24,6 +24,7 @@ from .ingress.caller import Callers
 from .ingress.endpoints import Endpoints
 from .ingress.question import Question, answer
 from .route.health import Breaker
+from .route.hedge import Hedge, Purse
 from .route.retry import RetryBudget
 from .route.share import Cells, Share, name_of
 from .route.spec import Match, RouteSpec, StreamSpec, TargetSpec, counting, half_life_s, leaves, tree_of
@@ -78,6 +79,7 @@ class App:
         self._breakers: dict[tuple[str, str, str], Breaker] = {}
         self._abilities: dict[tuple[str, str, str, str], Ability] = {}
         self._budgets: dict[tuple[str, float], RetryBudget] = {}
+        self._purses: dict[tuple[str, float], Purse] = {}
         self._stats: dict[tuple[str, str, str, float], Stats] = {}
         self._turns: dict[str, dict[str, int]] = {}
         self._shares: list[Share] = []
@@ -166,6 +168,9 @@ class App:
             out.setdefault("turnout_breaker_open", {})[key] = float(breaker.state(now) == "open")
             if breaker.opens:
                 out.setdefault("turnout_breaker_opens_total", {})[key] = breaker.opens
+        for (route, _), purse in self._purses.items():
+            if purse.refused:
+                out.setdefault("turnout_hedges_refused_total", {})[(route,)] = purse.refused
         return out
 
     def explain(self, question: Question) -> dict[str, Any]:
@@ -298,6 +303,14 @@ class App:
                 self._shares.append(Share(stats, cells, self._clock.now_ns()))
         return self._stats[key]
 
+    def _hedge(self, spec: RouteSpec) -> Hedge | None:
+        if spec.hedge is None:
+            return None
+        key = (spec.name, spec.hedge.budget)
+        if key not in self._purses:
+            self._purses[key] = Purse(spec.hedge.budget, self._window(f"hedges {spec.name} {spec.hedge.budget}"))
+        return Hedge(spec.hedge, self._purses[key])
+
     def _route(
         self, spec: RouteSpec, config: Config, groups: tuple[tuple[Target, ...], ...], strip_prefix: bool = False
     ) -> Route:
@@ -316,6 +329,7 @@ class App:
             tree=tree_of(spec),
             retries_max=spec.retries.max,
             budget=self._budgets[key],
+            hedge=self._hedge(spec),
             stream=stream,
             assemble=spec.plain == "assemble",
             connect_ms=spec.timeouts.connect_ms,

@@ -83,39 +83,47 @@ pub fn hex4(b: &[u8], i: usize) -> Result<u32, Malformed> {
 }
 
 /// `i` is just after the opening quote; returns just after the closing one, and whether an escape was met.
-pub fn string(b: &[u8], mut i: usize) -> Result<(usize, bool), Malformed> {
-    let mut escaped = false;
+#[inline]
+pub fn string(b: &[u8], i: usize) -> Result<(usize, bool), Malformed> {
+    let stop = string_stop(b, i);
+    if b.get(stop) == Some(&b'"') {
+        return Ok((stop + 1, false));
+    }
+    bent_string(b, stop)
+}
+
+/// The rest of a string from its first escape, or whatever else is no end of it.
+fn bent_string(b: &[u8], mut i: usize) -> Result<(usize, bool), Malformed> {
     loop {
-        i = string_stop(b, i);
         match b.get(i) {
             None => return Err(Malformed(i, "unterminated string")),
-            Some(b'"') => return Ok((i + 1, escaped)),
-            Some(b'\\') => {
-                escaped = true;
-                match b.get(i + 1) {
-                    Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => i += 2,
-                    Some(b'u') => {
-                        let v = hex4(b, i + 2)?;
-                        i += 6;
-                        if (0xDC00..0xE000).contains(&v) {
-                            return Err(Malformed(i - 6, "lone surrogate"));
-                        }
-                        if (0xD800..0xDC00).contains(&v) {
-                            // A pair or nothing: what one parser drops and another replaces is a way round rules.
-                            if b.get(i) != Some(&b'\\')
-                                || b.get(i + 1) != Some(&b'u')
-                                || !(0xDC00..0xE000).contains(&hex4(b, i + 2)?)
-                            {
-                                return Err(Malformed(i - 6, "lone surrogate"));
-                            }
-                            i += 6;
-                        }
-                    }
-                    _ => return Err(Malformed(i, "bad escape")),
-                }
-            }
+            Some(b'"') => return Ok((i + 1, true)),
+            Some(b'\\') => match b.get(i + 1) {
+                Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => i += 2,
+                Some(b'u') => i = unicode(b, i)?,
+                _ => return Err(Malformed(i, "bad escape")),
+            },
             Some(_) => return Err(Malformed(i, "control character in string")),
         }
+        i = string_stop(b, i);
+    }
+}
+
+/// A `\u` escape at `i`, or the two of a pair; a half of one is refused: what one parser drops and another replaces is a
+/// way round rules.
+fn unicode(b: &[u8], i: usize) -> Result<usize, Malformed> {
+    let v = hex4(b, i + 2)?;
+    if !(0xD800..0xE000).contains(&v) {
+        return Ok(i + 6);
+    }
+    let paired = v < 0xDC00
+        && b.get(i + 6) == Some(&b'\\')
+        && b.get(i + 7) == Some(&b'u')
+        && (0xDC00..0xE000).contains(&hex4(b, i + 8)?);
+    if paired {
+        Ok(i + 12)
+    } else {
+        Err(Malformed(i, "lone surrogate"))
     }
 }
 
