@@ -12,7 +12,7 @@ from turnout.exchange import Exchange, Target
 from turnout.ingress.endpoints import SURFACES
 from turnout.native import Counters
 from turnout.route.attempts import Attempts, Try
-from turnout.route.health import FAILURES_TO_OPEN, OPEN_NS, Breaker
+from turnout.route.health import FAILURES_TO_OPEN, OPEN_NS, RETURN_NS, Breaker
 from turnout.route.policies import POLICIES, Ordered, Weighted
 from turnout.route.policies.least_latency import LeastLatency
 from turnout.route.retry import RetryBudget
@@ -106,7 +106,7 @@ def breaker() -> Callable[[], tuple[str, str, str]]:
         later = 1 + OPEN_NS
         half = health.state(later)
         health.taken(later)
-        health.succeeded()
+        health.succeeded(later - 2 * RETURN_NS)  # so that it has got all of its share back
         return opened, half, health.state(later)
 
     return work

@@ -228,14 +228,14 @@ class Request:
     def first(self) -> None:
         world, now, place = self.world, self.world.ns(), self.world.places[self.i]
         self.chooser.first(self.i, self.key, self.began, len(self.body), now)
-        self.targets[self.i].health.began()
+        self.targets[self.i].health.began(now)
         self.budget.succeeded(now)
         world.seen.append(Seen(self.came, world.now - self.came, self.i))
         i, began = self.i, self.began
 
         def end() -> None:
             place.busy -= 1
-            self.targets[i].health.succeeded()
+            self.targets[i].health.ended(world.ns())
             self.chooser.ended(i, (world.ns() - began) / S)
 
         world.at(world.now + place.answer_s * world.rng.uniform(0.5, 1.5), end)

@@ -8,7 +8,7 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -19,12 +19,14 @@ from .clock import SystemClock
 from .config.model import Config
 from .exchange import Ability, Exchange, Receive, Route, Send, Target
 from .flow import Flow
+from .ingress import sharing
 from .ingress.caller import Callers
 from .ingress.endpoints import Endpoints
 from .ingress.question import Question, answer
 from .route.health import Breaker
+from .route.hedge import Hedge, Purse
 from .route.retry import RetryBudget
-from .route.share import Cells, Share
+from .route.share import Cells, Share, name_of
 from .route.spec import Match, RouteSpec, StreamSpec, TargetSpec, counting, half_life_s, leaves, tree_of
 from .route.spec import Window as RestartWindow
 from .route.stage import Routes
@@ -40,6 +42,9 @@ from .upstream.providers.openai import AccountSpec, OpenAISpec
 from .upstream.providers.simulated import SimulatedSpec
 from .wire.headers import header_value
 from .wire.request import RequestReader
+
+if TYPE_CHECKING:
+    from .state.depot import Depot
 
 USER_AGENT = f"turnout/{__version__}"
 
@@ -74,9 +79,12 @@ class App:
         self._breakers: dict[tuple[str, str, str], Breaker] = {}
         self._abilities: dict[tuple[str, str, str, str], Ability] = {}
         self._budgets: dict[tuple[str, float], RetryBudget] = {}
+        self._purses: dict[tuple[str, float], Purse] = {}
         self._stats: dict[tuple[str, str, str, float], Stats] = {}
         self._turns: dict[str, dict[str, int]] = {}
         self._shares: list[Share] = []
+        self._depot: Depot | None = None
+        self._closing: asyncio.Task[None] | None = None
         flow = self._build(config, version, simulators or {})
         sample = self._sample(config)
         self.endpoints = Endpoints(flow, self._clock, self.callers, self._rng, sample)
@@ -100,11 +108,17 @@ class App:
     def apply(self, config: Config, version: int, simulators: dict[str, str]) -> None:
         """Swap the config: new requests get the new flow, those under way keep the one they began with."""
         before = self.client.swap([])
+        depot = self._depot
+        if depot is not None and depot.spec != config.state.shared:
+            self._depot = None
         try:
             flow = self._build(config, version, simulators)
         except BaseException:  # the old config stays in force, and so do its connections
             self.client.retire(self.client.swap(before))
+            self._depot = depot
             raise
+        if depot is not None and depot is not self._depot:
+            self._closing = self._loop.create_task(depot.close())
         self.client.retire(before)
         self.endpoints.flow = flow
         self.endpoints.sample = self._sample(config)
@@ -121,8 +135,19 @@ class App:
         while self.callers.live and self._loop.time() < self._drain_until:
             await asyncio.sleep(0.01)
         self.close()
+        if self._closing is not None:
+            await self._closing
+
+    def depot(self, config: Config) -> "Depot | None":
+        """This worker's client of Redis, made (and redis loaded) when something first needs it; None: not configured."""
+        if self._depot is None and config.state.shared is not None:
+            self._depot = sharing.make(config.state.shared, self._rng)
+        return self._depot
 
     def close(self) -> None:
+        if self._depot is not None:
+            self._closing = self._loop.create_task(self._depot.close())
+            self._depot = None
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -137,10 +162,15 @@ class App:
         out["turnout_workers"] = {(): 1}
         if self._ring is not None:
             out["turnout_records_dropped_total"] = {(): self._ring.dropped}
+        if self._depot is not None:
+            out.update(sharing.seen(self._depot))
         for key, breaker in self._breakers.items():
             out.setdefault("turnout_breaker_open", {})[key] = float(breaker.state(now) == "open")
             if breaker.opens:
                 out.setdefault("turnout_breaker_opens_total", {})[key] = breaker.opens
+        for (route, _), purse in self._purses.items():
+            if purse.refused:
+                out.setdefault("turnout_hedges_refused_total", {})[(route,)] = purse.refused
         return out
 
     def explain(self, question: Question) -> dict[str, Any]:
@@ -269,9 +299,17 @@ class App:
         key = (route.name, spec.provider, spec.model or "", half_life_s(route))
         if key not in self._stats:
             self._stats[key] = stats = Stats(key[3], self._turns.setdefault(route.name, {}))
-            if (cells := self._window(f"stats {' '.join(map(str, key))}")) is not None:
+            if (cells := self._window(name_of(*key))) is not None:
                 self._shares.append(Share(stats, cells, self._clock.now_ns()))
         return self._stats[key]
+
+    def _hedge(self, spec: RouteSpec) -> Hedge | None:
+        if spec.hedge is None:
+            return None
+        key = (spec.name, spec.hedge.budget)
+        if key not in self._purses:
+            self._purses[key] = Purse(spec.hedge.budget, self._window(f"hedges {spec.name} {spec.hedge.budget}"))
+        return Hedge(spec.hedge, self._purses[key])
 
     def _route(
         self, spec: RouteSpec, config: Config, groups: tuple[tuple[Target, ...], ...], strip_prefix: bool = False
@@ -291,6 +329,7 @@ class App:
             tree=tree_of(spec),
             retries_max=spec.retries.max,
             budget=self._budgets[key],
+            hedge=self._hedge(spec),
             stream=stream,
             assemble=spec.plain == "assemble",
             connect_ms=spec.timeouts.connect_ms,

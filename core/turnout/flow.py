@@ -18,6 +18,7 @@ from .catalog import Catalog
 from .clock import Clock
 from .errors import TABLE, Fault, error_body
 from .exchange import Exchange, Headers, Reply
+from .hedging import hedged
 from .marks import Marks
 from .route.stage import Routes
 from .streaming import Passage, assemble
@@ -153,8 +154,13 @@ class Flow:
         """A stream: nothing is shown before the first content token, so that until then any target may serve it. After
         that streaming.py carries it to its end, on other targets if need be."""
         caller.hold(STREAM_HEADERS + self.marks.early(x))
-        relay, target = await self._asking.attempts(x, self._asking.ask_stream)
-        passage = Passage(self._asking, x, caller, relay, target)
+        asking = self._asking
+        assert x.route is not None
+        if x.route.hedge is None:
+            relay, target = await asking.attempts(x, asking.ask_stream)
+        else:
+            relay, target = await hedged(asking, x)
+        passage = Passage(asking, x, caller, relay, target)
         try:
             if (beat := caller.release()) is not None:
                 await beat

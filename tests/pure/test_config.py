@@ -205,7 +205,11 @@ def test_a_wrong_field_is_refused_by_path_and_line(old: str, new: str, line: str
         ("    retries: 3\n", "18: routes[0].retries: expected mapping, got int"),
         ("log: {requests: some}\n", "18: log.requests: expected one of all, errors, off"),
         ("nonsense: 1\n", "18: nonsense: unknown field; known here: providers, routes, listen"),
-        ("state: {redis: here}\n", "18: state.redis: expected null, got str"),
+        ("state: {redis: 6379}\n", "18: state.redis: expected str or mapping or null, got int"),
+        ("state: {redis: {url: 1}}\n", "18: state.redis.url: expected str, got int"),
+        ("state: {redis: {connect_ms: 0}}\n", "18: state.redis.connect_ms: expected int >= 1"),
+        ("state: {redis: {connect_ms: 0}}\n", "18: state.redis.url: required, but missing"),
+        (f"state: {{redis: {{url: r, password: {SECRET}}}}}\n", "18: state.redis.password: "),
     ],
 )
 def test_a_wrong_section_is_refused_by_path_and_line(extra: str, line: str) -> None:

@@ -64,8 +64,7 @@ def uncommented(text: str) -> str:
 def test_the_production_profile_names_every_knob_of_the_config() -> None:
     text = (PROFILES / "production.yaml").read_text()
     named = set(re.findall(r"([a-z_]+):", text))
-    skipped = {"redis"}  # nothing can be said there yet
-    assert knobs(Config) - named - skipped == set()
+    assert knobs(Config) - named == set()
 
 
 def knobs(struct: type) -> set[str]:

@@ -23,6 +23,7 @@ LEVELS: tuple[frozenset[str], ...] = tuple(
         "wire",  # bytes <-> Structs; usage is read into exchange.Usage
         "admit guard cache route upstream stream account telemetry state improve",  # the rooms
         "config marks asking",  # asking: a request's attempts, over route, upstream, stream and account
+        "hedging",  # attempts that race until one has its first token
         "streaming",  # a stream from commit to end; drives stream/cutover
         "flow",
         "ingress recorder",
@@ -42,7 +43,7 @@ HOMES = {
     "uvloop": ("worker.py", "upstream/simulator/"),
     "yaml": ("config/parse.py",),
     "httptools": ("upstream/",),
-    "redis": ("state/", "cache/stores/"),
+    "redis": ("state/dial.py",),
     "hnswlib": ("cache/",),
     "numpy": ("cache/",),
     "orjson": (),
@@ -136,6 +137,12 @@ def test_a_worker_loads_only_what_its_config_uses() -> None:
     got = loaded(SERVING)
     assert {"uvloop", "granian", "msgspec", "httptools"} <= got
     assert not got & COLD
+
+
+def test_redis_is_loaded_where_it_is_configured_and_used() -> None:
+    assert not loaded(SERVING.replace('"routes"', '"state": {"redis": "redis://127.0.0.1:1"}, "routes"')) & COLD
+    assert not loaded("import turnout.ingress.supervisor") & (COLD - {"yaml"})
+    assert "redis" in loaded("import turnout.state.depot")
 
 
 def test_the_recorder_loads_no_exporter_without_an_endpoint() -> None:

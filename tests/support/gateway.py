@@ -61,7 +61,7 @@ class Gateway:
             "TEST_UPSTREAM_KEY": UPSTREAM_KEY,
             **(env or {}),
         }
-        data.setdefault("state", {"dir": str(self.state)})
+        data.setdefault("state", {}).setdefault("dir", str(self.state))
         self.write(data)
         self.process: subprocess.Popen[str] | None = None
         self.url = self.admin_url = ""

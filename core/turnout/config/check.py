@@ -15,6 +15,7 @@ from ..admit.spec import KeySpec
 from ..catalog import Catalog
 from ..route.stage import matches
 from ..secret import Secret
+from ..state import spec as redis
 from .hosts import is_loopback, is_private, url_fault, url_parts
 from .model import Config, ListenTls
 from .problem import Findings, Locate, Path, Problem
@@ -70,8 +71,26 @@ def _check_listeners(config: Config, found: Findings, dev: bool) -> None:
             found.error(("listen", "host"), "no key configured: --dev without keys serves on a loopback address only")
     if listen.tls is not None:
         _check_tls(listen.tls, found)
+    _check_state(config, found)
+
+
+def _check_state(config: Config, found: Findings) -> None:
     if not config.state.dir or "\0" in config.state.dir:
         found.error(("state", "dir"), "expected a directory")
+    spec = config.state.shared
+    if spec is None:
+        return
+    short = isinstance(config.state.redis, str)
+    if wrong := redis.fault(spec):
+        field, said = wrong
+        found.error(("state", "redis") if short else ("state", "redis", field), said)
+        return
+    if spec.ca_bundle is not None:
+        _check_ca_bundle(("state", "redis", "ca_bundle"), spec.ca_bundle, found)
+    place = redis.where(spec.url)
+    if not place.tls and not all(is_loopback(host) for host, _ in place.nodes):
+        path: Path = ("state", "redis") if short else ("state", "redis", "url")
+        found.warn(path, "without TLS: what is shared, and a password, cross the network in the clear")
 
 
 def _check_tls(tls: ListenTls, found: Findings) -> None:

@@ -9,6 +9,7 @@ from ..admit.spec import AuthSpec
 from ..catalog import Override
 from ..route.spec import RouteSpec
 from ..secret import Certificate, Pem, Secret
+from ..state.spec import RedisSpec
 from ..telemetry.spec import LogSpec, TelemetrySpec
 from ..upstream.providers import PROVIDERS
 
@@ -48,7 +49,12 @@ class Admin(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     dir: str = "./turnout-state"
-    redis: None = None
+    redis: str | RedisSpec | None = None  # its URL, or more than that
+
+    @property
+    def shared(self) -> RedisSpec | None:
+        """`redis` in its long form."""
+        return RedisSpec(url=self.redis) if isinstance(self.redis, str) else self.redis
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -132,6 +132,7 @@ class Admin:
                 }
                 for slot in s.slots
             ],
+            "redis": s.sharing.status() if s.sharing is not None else None,
         }
 
 

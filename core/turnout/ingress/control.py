@@ -85,3 +85,20 @@ def raise_file_limit() -> int:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard
+
+
+# What a child process may need of the environment. Provider keys are not in it: workers get theirs over the channel.
+_PASSED = (
+    "PATH",
+    "LANG",
+    "LC_ALL",
+    "TZ",
+    "PYTHONPATH",
+    "VIRTUAL_ENV",
+    "TURNOUT_PURE",
+    "NO_COLOR",
+)
+
+
+def child_environment() -> dict[str, str]:
+    return {name: os.environ[name] for name in _PASSED if name in os.environ}

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from random import Random
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,6 +25,7 @@ from ..config.live import Live, Watch
 from ..config.load import Loaded
 from ..state import table
 from ..state.launch import StateProcess
+from ..state.remote import Remote
 from ..telemetry import metrics
 from ..telemetry.ring import Ring
 from ..upstream.providers.simulated import SimulatedSpec
@@ -32,6 +34,7 @@ from . import control
 from .admin import Admin
 from .listeners import open_listeners
 from .question import Question
+from .sharing import Sharing
 
 Say = Callable[[str], None]
 RESTART_S = 0.2  # pause before a worker that died is started again; doubles up to RESTART_MAX_S while it keeps dying
@@ -80,6 +83,7 @@ class Supervisor:
         self._recorder: subprocess.Popen[bytes] | None = None
         self._counters_fd = table.memory()  # what workers count together outlives each of them
         self._state: StateProcess | None = None  # where they have no shared memory
+        self.sharing: Sharing | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = asyncio.Event()
         self._forced = False
@@ -105,8 +109,9 @@ class Supervisor:
         self.port = listeners[0].getsockname()[1]
         self.slots = [Slot(i, listener) for i, listener in enumerate(listeners)]
         self._start_recorder()
-        if len(self.slots) > 1 and not native.shares:
+        if (len(self.slots) > 1 or config.state.redis) and not native.shares:
             self._state = StateProcess()
+        self._start_sharing()
         for slot in self.slots:
             self._spawn(slot)
         self.admin = Admin(self)
@@ -144,6 +149,7 @@ class Supervisor:
             for slot in self.slots:
                 self._send(slot, "config", self._config_message())
             self._settings()
+            self._start_sharing()
             self.say(f"config version {self.version} ({self.loaded.digest}) in force")
             if self._engine == "granian" and old.listen.tls and self.loaded.config.listen.tls != old.listen.tls:
                 self.say("warning: listen.tls: changed: engine granian takes it over at the next start")
@@ -171,6 +177,8 @@ class Supervisor:
                 slot.process.kill()
             if slot.process is not None:
                 slot.process.wait()
+        if self.sharing is not None:
+            await self.sharing.stop()
         if self.admin is not None:
             await self.admin.stop()
         if self._recorder is not None and self._recorder.stdin is not None:
@@ -195,7 +203,7 @@ class Supervisor:
             [sys.executable, "-P", "-m", "turnout.worker", *map(str, fds), str(slot.number), str(os.getpid())],
             pass_fds=fds,
             stdin=subprocess.DEVNULL,
-            env=child_environment(),
+            env=control.child_environment(),
         )
         theirs.close()
         slot.ready.clear()
@@ -266,12 +274,16 @@ class Supervisor:
 
     async def explain(self, question: Question, wait_s: float = 1.0) -> dict[int, Any]:
         """What every worker would do with such a request."""
+        return await self._ask("explain", lambda number: [number, msgspec.to_builtins(question)], wait_s)
+
+    async def _ask(self, kind: str, value: Callable[[int], Any], wait_s: float) -> dict[int, Any]:
+        """Every worker's answer to this message, of those that answer in time; `value(number)` is what it says."""
         number = next(self._numbers)
         asked: dict[int, asyncio.Future[Any]] = {}
         for slot in self.slots:
             if slot.writer is not None and slot.ready.is_set():
                 asked[slot.number] = slot.answers[number] = asyncio.get_running_loop().create_future()
-                self._send(slot, "explain", [number, msgspec.to_builtins(question)])
+                self._send(slot, kind, value(number))
         if asked:
             await asyncio.wait(asked.values(), timeout=wait_s)
         for slot in self.slots:
@@ -280,21 +292,11 @@ class Supervisor:
 
     async def snapshot(self, wait_s: float = 1.0) -> metrics.Snapshot:
         """The sum over all workers, those that have gone included."""
-        number = next(self._numbers)
-        loop = asyncio.get_running_loop()
-        asked: list[asyncio.Future[metrics.Snapshot]] = []
-        for slot in self.slots:
-            if slot.writer is not None and slot.ready.is_set():
-                answer: asyncio.Future[metrics.Snapshot] = loop.create_future()
-                slot.answers[number] = answer
-                asked.append(answer)
-                self._send(slot, "metrics", number)
-        if asked:
-            await asyncio.wait(asked, timeout=wait_s)
-        for slot in self.slots:
-            slot.answers.pop(number, None)
+        await self._ask("metrics", lambda number: number, wait_s)
         total = metrics.add(part for slot in self.slots for part in (slot.gone, slot.last))
         total["turnout_worker_restarts_total"] = {(): sum(slot.restarts for slot in self.slots)}
+        if self.sharing is not None:
+            total = metrics.add((total, self.sharing.snapshot()))
         total["turnout_config_version"] = {(): self.version}
         resident: dict[metrics.Labels, float | list[float]] = {}
         for slot in self.slots:
@@ -319,13 +321,24 @@ class Supervisor:
 
     # ---- the other processes
 
+    def _start_sharing(self) -> None:
+        """What was learned of targets goes out to other hosts and to disk, from the config in force."""
+        if self.sharing is None:
+            cells = Remote(self._state.address) if self._state else native.Counters(self._counters_fd)
+            self.sharing = Sharing(cells, self.say, Random())
+            self.sharing.start(self.loaded.config)
+        elif native.shares or self._state is not None:
+            self._tasks.append(asyncio.create_task(self.sharing.apply(self.loaded.config)))
+        elif self.loaded.config.state.redis:
+            self.say("warning: state.redis: taken over at the next start, as there is no shared memory")
+
     def _start_recorder(self) -> None:
         rings = [slot.ring_fd for slot in self.slots]
         self._recorder = subprocess.Popen(
             [sys.executable, "-P", "-m", "turnout.recorder"],
             stdin=subprocess.PIPE,
             pass_fds=rings,
-            env=child_environment(),
+            env=control.child_environment(),
         )
         self._settings(rings)
 
@@ -372,23 +385,6 @@ class Supervisor:
         self.simulators = self._simulator.start(specs) if specs else {}
         if old is not None:
             old.stop()
-
-
-# What a child process may need of the environment. Provider keys are not in it: workers get theirs over the channel.
-_PASSED = (
-    "PATH",
-    "LANG",
-    "LC_ALL",
-    "TZ",
-    "PYTHONPATH",
-    "VIRTUAL_ENV",
-    "TURNOUT_PURE",
-    "NO_COLOR",
-)
-
-
-def child_environment() -> dict[str, str]:
-    return {name: os.environ[name] for name in _PASSED if name in os.environ}
 
 
 def install_signals(supervisor: Supervisor) -> None:

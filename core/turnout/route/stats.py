@@ -1,8 +1,8 @@
 """What is known of one target of one route: latency, success, load, tokens. Pure; `now` comes in.
 
 Fed where attempts begin, commit, end and fail (asking.py, streaming.py); read by the policies. An attempt calls `begin`
-once, then one of `first` (its first content token, or a whole answer), `failed` and `dropped` (no verdict: the client
-left, or its own mistake), and `done` once, when the target is rid of it.
+once, then one of `first` (its first content token, or a whole answer), `failed`, `outrun` (another was first) and `dropped`
+(no verdict: the client left, or its own mistake), and `done` once, when the target is rid of it.
 """
 
 from math import exp2
@@ -89,6 +89,16 @@ class Stats:
         """Before its first token, or (again) in the middle of its answer. How fast says nothing: it never looks fast."""
         (self.stream if stream else self.plain).end(attempt, began_ns)
         self.verdict(False, now_ns)
+
+    def outrun(self, attempt: int, began_ns: int, size: int, slow: bool, now_ns: int) -> None:
+        """Given up before its first token, as another target was faster: neither a success nor a failure. It would have
+        taken longer than this, which says something if it had its time (`slow`) or this is more than usual."""
+        side = self.stream
+        side.end(attempt, began_ns)
+        seconds = (now_ns - began_ns) / 1e9
+        if slow or (side.w > 0.0 and seconds > side.wx / side.w + side.slope() * (size - side.usual_size)):
+            side.saw(seconds, size, now_ns)
+            self.sketch.add(seconds, now_ns)
 
     def dropped(self, attempt: int, began_ns: int, stream: bool) -> None:
         (self.stream if stream else self.plain).end(attempt, began_ns)

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import msgspec
 
 from ..errors import TIMEOUTS
-from ..exchange import Exchange
+from ..exchange import Exchange, stands_in_for
 
 # A hostile client can make up model names on a route that passes them on: beyond this many series they share one.
 MOST_SERIES = 2_000
@@ -18,6 +18,8 @@ MOST_SERIES = 2_000
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 GAPS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.0, 2.5)
 OURS = (0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25)
+
+WAITS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1)
 
 _SERVED = ("route", "surface", "provider", "model")
 
@@ -64,6 +66,7 @@ FAMILIES: dict[str, tuple[str, tuple[str, ...], str, tuple[float, ...]]] = {
         "Tries again at a target that had failed in the request",
         (),
     ),
+    "turnout_hedges_refused_total": ("counter", ("route",), "Hedges that the route's budget had nothing for", ()),
     "turnout_fallbacks_total": ("counter", ("route", "from", "to", "reason"), "Switches to another target", ()),
     "turnout_cutovers_total": (
         "counter",
@@ -85,6 +88,15 @@ FAMILIES: dict[str, tuple[str, tuple[str, ...], str, tuple[float, ...]]] = {
         (),
     ),
     "turnout_breaker_opens_total": ("counter", ("provider", "account", "model"), "Times a breaker opened", ()),
+    "turnout_redis_seconds": (
+        "histogram",
+        ("operation",),
+        "Operations on Redis, those that ran out of time too",
+        WAITS,
+    ),
+    "turnout_redis_errors_total": ("counter", ("kind",), "What Redis did not do for us, by the reason", ()),
+    "turnout_redis_breaker_open": ("gauge", (), "Processes that leave Redis alone for now", ()),
+    "turnout_redis_breaker_opens_total": ("counter", (), "Times a breaker to Redis opened", ()),
     "turnout_workers": ("gauge", (), "Workers that answered", ()),
     "turnout_worker_restarts_total": ("counter", (), "Workers that had to be started again", ()),
     "turnout_worker_resident_bytes": ("gauge", ("worker",), "Resident memory", ()),
@@ -197,10 +209,10 @@ class Metrics:
             self.count("turnout_attempts_total", (route, a.provider, a.account, a.model, a.cause, a.reason or "ok"))
         self.count("turnout_cache_total", (route, x.cache.partition(";")[0]))
         self.count("turnout_guard_total", (route, x.guard))
-        for before, a in zip([None, *x.attempts], x.attempts, strict=False):
+        for i, a in enumerate(x.attempts):
             if a.cause == "retry":
                 self.count("turnout_retries_total", (route, a.provider))
-            elif a.cause == "fallback" and before is not None:
+            elif a.cause != "cut-over" and (before := stands_in_for(x.attempts, i)) is not None:
                 self.count("turnout_fallbacks_total", (route, before.provider, a.provider, before.reason))
             if a.reason in TIMEOUTS:
                 self.count("turnout_timeouts_total", (route, a.provider, a.reason))
