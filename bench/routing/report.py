@@ -18,6 +18,7 @@ means over the seeds. Regret: how much longer the mean is than that of an oracle
 
 """
 COLOURS = {OURS: "#d62728", ORACLE: "black"}
+OTHERS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#9467bd", "#8c564b", "#e377c2", "#17becf")
 
 
 class Report:
@@ -53,6 +54,7 @@ def chart(scenario: Scenario, found: dict[str, Result], regrets: dict[str, float
     """TTFT over time by policy, the share of each target over time in one run of ours, regret."""
     figure, (times, shares, bars) = plt.subplots(1, 3, figsize=(17, 4.2), gridspec_kw={"width_ratios": (3, 3, 2)}, layout="constrained")
     at = [BIN_S * (i + 0.5) for i in range(int(scenario.seconds / BIN_S))]
+    times.set_prop_cycle(color=OTHERS)
     for name, result in found.items():
         wide = 2.2 if name in COLOURS else 1.0
         times.plot(at, result.over_time(BIN_S, scenario.seconds), label=name, linewidth=wide, color=COLOURS.get(name), zorder=3 if name in COLOURS else 2)

@@ -142,10 +142,11 @@ class World:
                        port=None, stats=Stats(), label=p.name)
                 for p in self.places
             ]  # fmt: skip
-            if scenario.shared:
+            chooser = make(targets, self.places, rng)
+            if scenario.shared and isinstance(chooser, Ours):  # rivals have no use for it
                 found = [row(Counters(fd), f"stats {p.name}") for p in self.places]
                 self.shares += [Share(t.stats, cells, T0) for t, cells in zip(targets, found, strict=True) if cells is not None]
-            self.workers.append((make(targets, self.places, rng), targets, RetryBudget(0.1), rng))
+            self.workers.append((chooser, targets, RetryBudget(0.1), rng))
 
     def at(self, t: float, do: Callable[[], None]) -> None:
         self._number += 1

@@ -39,7 +39,7 @@ def test_no_peer_is_better_and_the_oracle_not_much(scenario: str, seeds: int) ->
     # Of two seeds the deviation says little: room for what one run differs from another.
     assert ours.p50.mean <= 1.10 * peer.p50.mean
     assert ours.p99.mean <= WORSE_P99.get(scenario, 1.10) * peer.p99.mean
-    assert ours.mean.mean <= 1.02 * peer.mean.mean
+    assert ours.mean.mean <= 1.04 * peer.mean.mean
     assert ours.success.mean >= peer.success.mean
     line = judge.regret(ours, result(scenario, "oracle", seeds))
     assert line.good, line
