@@ -14,10 +14,9 @@ import msgspec
 
 from . import __version__
 from .admit.keys import Keyring
-from .cache.flight import Flights
-from .cache.memory import Memory
 from .cache.policy import LOOKED_AT, Policy
-from .cache.tier import OverRedis, Tier
+from .cache.shelf import Shelf
+from .cache.tier import Tier
 from .catalog import Catalog, patience_ms
 from .clock import SystemClock
 from .config.model import Config, RouteConfig
@@ -30,6 +29,7 @@ from .ingress.endpoints import Endpoints
 from .ingress.lifespan import lifespan
 from .ingress.question import Question, answer
 from .route.health import Breaker
+from .route.hedge import Hedge, Purse
 from .route.retry import RetryBudget
 from .route.share import Cells, Share, name_of
 from .route.spec import Match, RouteSpec, StreamSpec, TargetSpec, counting, half_life_s, leaves, tree_of
@@ -85,13 +85,11 @@ class App:
         self._breakers: dict[tuple[str, str, str], Breaker] = {}
         self._abilities: dict[tuple[str, str, str, str], Ability] = {}
         self._budgets: dict[tuple[str, float], RetryBudget] = {}
+        self._purses: dict[tuple[str, float], Purse] = {}
         self._stats: dict[tuple[str, str, str, float], Stats] = {}
         self._turns: dict[str, dict[str, int]] = {}
         self._shares: list[Share] = []
-        self.memory = Memory(*config.cache.bounds)
-        self.flights = Flights()
-        self.board = board  # what this worker shares its cache through, where that is not Redis
-        self._over_redis: OverRedis | None = None
+        self.shelf = Shelf(config.cache, board)
         self._depot: Depot | None = None
         self._closing: asyncio.Task[None] | None = None
         flow = self._build(config, version, simulators or {})
@@ -130,7 +128,7 @@ class App:
             self._closing = self._loop.create_task(depot.close())
         self.client.retire(before)
         self.endpoints.flow = flow
-        self.memory.resize(*config.cache.bounds)
+        self.shelf.memory.resize(*config.cache.bounds)
         self.endpoints.sample = self._sample(config)
         self.callers.body_ns = config.listen.body_timeout_ms * 1_000_000
 
@@ -154,15 +152,6 @@ class App:
             self._depot = sharing.make(config.state.shared, self._rng)
         return self._depot
 
-    def tier(self, config: Config) -> Tier | None:
-        """What this worker shares its cache through; None: nothing."""
-        depot = self.depot(config)
-        if depot is None:
-            return self.board
-        if self._over_redis is None or self._over_redis.depot is not depot:
-            self._over_redis = OverRedis(depot, self.memory)
-        return self._over_redis
-
     def close(self) -> None:
         if self._depot is not None:
             self._closing = self._loop.create_task(self._depot.close())
@@ -181,13 +170,16 @@ class App:
         out["turnout_workers"] = {(): 1}
         if self._ring is not None:
             out["turnout_records_dropped_total"] = {(): self._ring.dropped}
-        out.update(self.memory.seen())
+        out.update(self.shelf.memory.seen())
         if self._depot is not None:
             out.update(sharing.seen(self._depot))
         for key, breaker in self._breakers.items():
             out.setdefault("turnout_breaker_open", {})[key] = float(breaker.state(now) == "open")
             if breaker.opens:
                 out.setdefault("turnout_breaker_opens_total", {})[key] = breaker.opens
+        for (route, _), purse in self._purses.items():
+            if purse.refused:
+                out.setdefault("turnout_hedges_refused_total", {})[(route,)] = purse.refused
         return out
 
     def explain(self, question: Question) -> dict[str, Any]:
@@ -247,9 +239,8 @@ class App:
             rng=self._rng,
             settled=self._settled,
             body_limit=config.most_body_bytes,
-            memory=self.memory,
-            flights=self.flights,
-            tier=self.tier(config) if looked_at else None,
+            shelf=self.shelf,
+            tier=self.shelf.tier(self.depot(config)) if looked_at else None,
             meter=self.metrics,
         )
 
@@ -329,6 +320,14 @@ class App:
                 self._shares.append(Share(stats, cells, self._clock.now_ns()))
         return self._stats[key]
 
+    def _hedge(self, spec: RouteSpec) -> Hedge | None:
+        if spec.hedge is None:
+            return None
+        key = (spec.name, spec.hedge.budget)
+        if key not in self._purses:
+            self._purses[key] = Purse(spec.hedge.budget, self._window(f"hedges {spec.name} {spec.hedge.budget}"))
+        return Hedge(spec.hedge, self._purses[key])
+
     def _route(
         self,
         spec: RouteConfig,
@@ -354,6 +353,7 @@ class App:
             tree=tree_of(spec),
             retries_max=spec.retries.max,
             budget=self._budgets[key],
+            hedge=self._hedge(spec),
             stream=stream,
             assemble=spec.plain == "assemble",
             connect_ms=spec.timeouts.connect_ms,

@@ -1,14 +1,13 @@
 """The middle of the way: a request's attempts at upstreams, one after the other, and what each costs.
 
 `attempts` tries targets as route/attempts.py decides until one serves. An attempt is `ask_plain` (a whole answer) or
-`ask_stream` (up to its first content token); neither touches the client, so two of them may run at once and the first
-that commits wins (`race`).
+`ask_stream` (up to its first content token); neither touches the client, so two of them may run at once (hedging.py).
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from random import Random
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 
@@ -47,6 +46,8 @@ class Asking:
         route = x.route
         assert route is not None
         ranked = self._routes.rank(route, x, now_ns or self.now()) if targets is None else targets
+        if route.cache is not None and x.wanted is None:
+            x.wanted = ranked[0].model or x.own_model
         return Attempts(ranked, route.retries_max, route.budget, x.deadline_ns, self._rng)
 
     async def attempts(
@@ -61,16 +62,12 @@ class Asking:
         assert route is not None
         now = self.now()
         course = course or self.course(x, None, now)
-        if route.cache is not None and x.wanted is None:
-            x.wanted = course.targets[0].model or x.own_model
         while True:
             step = course.next(now)
             if step is None:
                 raise course.verdict(now)
             if isinstance(step, Wait):
-                await asyncio.sleep((step.until_ns - now) / 1e9)
-                before, now = now, self.now()
-                self._waited(x, now - before)
+                now = await self.pause(x, step.until_ns, now)
                 continue
             target = course.targets[step.index]
             attempt = Attempt(target.provider, target.account, target.model or x.own_model, cause or step.cause, now)
@@ -81,37 +78,58 @@ class Asking:
             try:
                 result = await ask(x, target, attempt)
             except Fault as fault:
-                attempt = x.attempts[-1]
-                now = attempt.ended_ns = self.now()
-                self._waited(x, now - attempt.started_ns)
-                attempt.reason = attempt.reason or fault.reason
-                attempt.status = attempt.status or fault.upstream_status
-                if stats is not None:
-                    began.failed(fault, now)
-                if fault.source == UPSTREAM:
-                    target.health.failed(fault, now)
-                else:
-                    target.health.released()
+                began_ns, now = x.attempts[-1].started_ns, self.now()
+                self.waited(x, now - began_ns)
+                self.failed(target, x.attempts[-1], began if stats is not None else None, fault, now)
                 course.failed(step.index, fault, now)
                 continue
             except BaseException:
-                attempt = x.attempts[-1]
-                attempt.ended_ns = self.now()
-                attempt.reason = "client_gone"
-                target.health.released()
-                if stats is not None:
-                    began.dropped()
+                self.gone(target, x.attempts[-1], began if stats is not None else None)
                 raise
+            now = self.now()
             if stats is not None:
-                began.served(x.attempts[-1], self.now())
+                began.served(x.attempts[-1], now)
             if x.stream or x.assemble:
-                target.health.began()
+                target.health.began(now)
             else:
-                target.health.succeeded()
+                target.health.succeeded(now)
             route.budget.succeeded(now)
             return result
 
-    def _waited(self, x: Exchange, ns: int) -> None:
+    async def pause(self, x: Exchange, until_ns: int, now: int) -> int:
+        """Wait for a target. Returns the time after it."""
+        await asyncio.sleep((until_ns - now) / 1e9)
+        after = self.now()
+        self.waited(x, after - now)
+        return after
+
+    def failed(self, target: Target, attempt: Attempt, began: Began | None, fault: Fault, now: int) -> None:
+        """What is learned from an attempt that came to nothing."""
+        attempt.ended_ns = now
+        attempt.reason = attempt.reason or fault.reason
+        attempt.status = attempt.status or fault.upstream_status
+        if fault.kind == "not_found" and target.model is None:
+            # The name is the client's own: that there is no such model says nothing of the target.
+            target.health.released()
+            if began is not None:
+                began.dropped()
+            return
+        if began is not None:
+            began.failed(fault, now)
+        if fault.source == UPSTREAM:
+            target.health.failed(fault, now)
+        else:
+            target.health.released()
+
+    def gone(self, target: Target, attempt: Attempt, began: Began | None) -> None:
+        """The client left an attempt in the middle."""
+        attempt.ended_ns = self.now()
+        attempt.reason = "client_gone"
+        target.health.released()
+        if began is not None:
+            began.dropped()
+
+    def waited(self, x: Exchange, ns: int) -> None:
         if not x.head_ns:  # what comes later is no part of the way to the head
             x.upstream_ns += ns
 
@@ -165,11 +183,14 @@ class Asking:
         relay = await self.open_stream(x, target, attempt, None)
         x.first_byte_ns = x.first_byte_ns or attempt.first_byte_ns
         x.first_content_ns = x.first_content_ns or attempt.first_content_ns
-        self._waited(x, self.now() - attempt.started_ns)
+        self.waited(x, self.now() - attempt.started_ns)
         return relay, target
 
-    async def open_stream(self, x: Exchange, target: Target, attempt: Attempt, body: bytes | None) -> Relay:
-        """A stream that has committed. `body` stands in for the client's own. Raises Fault."""
+    async def open_stream(
+        self, x: Exchange, target: Target, attempt: Attempt, body: bytes | None, hold: bool = True
+    ) -> Relay:
+        """A stream that has committed, and been held back as long as the route says (`hold`). `body` stands in for the
+        client's own. Raises Fault."""
         request = self.request(x, target, attempt, body)
         call = target.port.open_nowait(request) or await target.port.open(request)
         try:
@@ -202,12 +223,19 @@ class Asking:
             await relay.commit()
             attempt.first_content_ns = reader.first_content_ns
             call.idle(route.idle_ms * 1_000_000, self.now())
-            if policy.restart_window is not None and body is None:
-                await relay.buffer(policy.restart_window.tokens, policy.restart_window.ms * 1_000_000)
+            if policy.restart_window is not None and body is None and hold:
+                await self.hold_back(x, relay)
         except BaseException:
             call.close()
             raise
         return relay
+
+    async def hold_back(self, x: Exchange, relay: Relay) -> None:
+        """Wait behind the first token for as much as the route's window says. Raises Fault."""
+        assert x.route is not None
+        window = x.route.stream.restart_window
+        if window is not None:
+            await relay.buffer(window.tokens, window.ms * 1_000_000)
 
     def request(self, x: Exchange, target: Target, attempt: Attempt, body: bytes | None = None) -> Request:
         """What goes upstream: the client's own bytes, with the target's model name and what the route sets put in."""
@@ -265,37 +293,3 @@ class Asking:
         x.finish = reader.finish
         x.chunks += reader.chunks
         self.book(x, attempt, target, reader.usage or estimate(len(x.body), reader.content_bytes - 2 * reader.chunks))
-
-
-async def race(asks: Sequence[Coroutine[Any, Any, T]], lost: Callable[[T], None]) -> tuple[int, T]:
-    """Run attempts side by side until one commits: its number and what it gave. The others are cancelled at once; one
-    that committed in the same moment goes to `lost`. Raises the last Fault if all fail.
-
-    The hook for hedging (DESIGN, section 7): whoever decides when a second attempt is opened gives both to this.
-    """
-    tasks = [asyncio.get_running_loop().create_task(ask) for ask in asks]
-    pending = set(tasks)
-    winner: asyncio.Task[T] | None = None
-    fault: Fault | None = None
-    try:
-        while pending and winner is None:
-            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-            for task in sorted(done, key=tasks.index):
-                error = task.exception()
-                if error is None and winner is None:
-                    winner = task
-                elif isinstance(error, Fault):
-                    fault = error
-                elif error is not None:
-                    raise error
-    finally:
-        for task in tasks:
-            if task is not winner:
-                task.cancel()
-        for ended in await asyncio.gather(*(t for t in tasks if t is not winner), return_exceptions=True):
-            if not isinstance(ended, BaseException):
-                lost(ended)
-    if winner is None:
-        assert fault is not None
-        raise fault
-    return tasks.index(winner), winner.result()

@@ -12,6 +12,7 @@ from .catalog import Model, Price
 from .errors import Fault
 
 OFF = "bypass;off"  # the cache outcome of a route that has none
+OUTRUN = "outrun"
 Headers = list[tuple[bytes, bytes]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -56,13 +57,15 @@ class Attempt(msgspec.Struct, array_like=True):
     provider: str
     account: str
     model: str  # the provider's name of the model
-    cause: str  # first | fallback | retry | cut-over
+    cause: str  # first | fallback | retry | hedge | cut-over
     started_ns: int
     ended_ns: int = 0
     first_byte_ns: int = 0
     first_content_ns: int = 0
     status: int = 0  # the upstream's HTTP status, 0 if there was none
-    reason: str = ""  # empty = it served; else the fault's reason (429, connect, ttft_timeout ...)
+    # empty = it served; else the fault's reason (429, connect, ttft_timeout ...), `client_gone`, or OUTRUN: another target,
+    # asked at the same time, was first
+    reason: str = ""
     usage: Usage | None = None
     cost_nanos: int = 0  # nano-dollars
     priced: bool = True  # False: the model is not in the price table, its cost is not known
@@ -140,6 +143,7 @@ class Route(msgspec.Struct, kw_only=True):
     spread: bool = False  # some target has several accounts
     retries_max: int
     budget: Any  # route.retry.RetryBudget
+    hedge: Any = None  # route.hedge.Hedge
     stream: Any = None  # route.spec.StreamSpec
     assemble: bool = False  # upstreams are asked to stream what a client wants whole
     connect_ms: int
@@ -201,7 +205,7 @@ class Exchange(msgspec.Struct, kw_only=True):
 
     route: Route | None = None
     deadline_ns: int = 0
-    attempts: list[Attempt] = []
+    attempts: list[Attempt] = []  # as they began; but of two that raced the one that goes on stands last
     cuts: list[Cut] = []
     fault: Fault | None = None  # how it ended, if badly
     cache: str = OFF
@@ -238,11 +242,19 @@ class Exchange(msgspec.Struct, kw_only=True):
         """`none`, or `a>b;reason=429`: the last switch from one target to another."""
         tries = self.attempts
         for i in range(len(tries) - 1, 0, -1):
-            if tries[i].cause in ("fallback", "cut-over"):
-                before, after = tries[i - 1], tries[i]
-                a, b = names_apart(before, after)
+            if (before := stands_in_for(tries, i)) is not None:
+                a, b = names_apart(before, tries[i])
                 return f"{a}>{b};reason={before.reason}"
         return "none"
+
+
+def stands_in_for(tries: list[Attempt], i: int) -> Attempt | None:
+    """The attempt that number `i` took over from, as another target: a fallback, a cut-over, or a hedge that won."""
+    a = tries[i]
+    if a.cause not in ("fallback", "cut-over", "hedge") or a.reason == OUTRUN:
+        return None
+    # A hedge that lost stands in front of the one that it ran against.
+    return next((b for b in reversed(tries[:i]) if b.cause != "hedge" or b.reason != OUTRUN), None)
 
 
 def names_apart(a: Attempt, b: Attempt) -> tuple[str, str]:

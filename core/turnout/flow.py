@@ -14,15 +14,15 @@ from typing import Any, Protocol
 from .account.cost import usd
 from .admit.keys import Keyring
 from .asking import Asking
-from .cache.flight import Flights
-from .cache.memory import Memory
 from .cache.needs import Meter
+from .cache.shelf import Shelf
 from .cache.tier import Tier
 from .caching import Caching
 from .catalog import Catalog
 from .clock import Clock
 from .errors import TABLE, Fault, error_body
 from .exchange import Exchange, Headers, Reply, Route
+from .hedging import hedged
 from .joining import Joining
 from .marks import Marks
 from .route.stage import Routes
@@ -71,8 +71,7 @@ class Flow:
         rng: Random,
         settled: Callable[[Exchange], None],
         body_limit: int,
-        memory: Memory,
-        flights: Flights,
+        shelf: Shelf,
         tier: Tier | None,
         meter: Meter,
     ) -> None:
@@ -90,8 +89,8 @@ class Flow:
             line=self,
             marks=marks,
             stream_headers=STREAM_HEADERS,
-            memory=memory,
-            flights=flights,
+            memory=shelf.memory,
+            flights=shelf.flights,
             tier=tier,
             clock=clock,
             rng=rng,
@@ -101,7 +100,7 @@ class Flow:
             line=self,
             marks=marks,
             stream_headers=STREAM_HEADERS,
-            memory=memory,
+            memory=shelf.memory,
             joining=joining,
             clock=clock,
         )
@@ -186,8 +185,13 @@ class Flow:
         """A stream: nothing is shown before the first content token, so that until then any target may serve it. After
         that streaming.py carries it to its end, on other targets if need be."""
         caller.hold(STREAM_HEADERS + self.marks.early(x))
-        relay, target = await self._asking.attempts(x, self._asking.ask_stream)
-        passage = Passage(self._asking, x, caller, relay, target)
+        asking = self._asking
+        assert x.route is not None
+        if x.route.hedge is None:
+            relay, target = await asking.attempts(x, asking.ask_stream)
+        else:
+            relay, target = await hedged(asking, x)
+        passage = Passage(asking, x, caller, relay, target)
         try:
             if (beat := caller.release()) is not None:
                 await beat

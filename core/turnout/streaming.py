@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from .asking import Asking
 from .errors import UPSTREAM, Fault
 from .exchange import Attempt, Cut, Exchange, Target, Usage, names_apart
+from .hedging import hedged
 from .native import CALLS, OVER, REASONING
 from .stream.calls import Calls, Sent
 from .stream.cutover import (
@@ -132,7 +133,7 @@ class Passage:
                 pass
             if fault is None:
                 cut.on(END)
-                self.target.health.succeeded()
+                self.target.health.ended(self._now())
             if self._voice is not None:
                 await self._voice.close()  # no beat may come into what is sent next
             return fault
@@ -362,9 +363,13 @@ class Passage:
 async def assemble(asking: Asking, x: Exchange) -> tuple[bytes, Relay, Target]:
     """A whole answer out of a stream: its JSON. Until it is whole nothing was shown, so what cannot be joined begins
     again at the next target. Raises Fault."""
+    assert x.route is not None
     course = asking.course(x)
     while True:
-        relay, target = await asking.attempts(x, asking.ask_stream, course)
+        if x.route.hedge is None:
+            relay, target = await asking.attempts(x, asking.ask_stream, course)
+        else:
+            relay, target = await hedged(asking, x, course)
         index = next(i for i, t in enumerate(course.targets) if t is target)
         gathered = Assembly()
         passage = Passage(asking, x, gathered, relay, target, shown=False)

@@ -89,8 +89,8 @@ class Worker:
             elif kind == "config":
                 try:
                     config = from_wire(value["data"], value["secrets"])
-                    if value["board"] and self._app.board is None:  # no route had a cache until now
-                        self._app.board = Board(value["board"])
+                    if value["board"] and self._app.shelf.board is None:  # no route had a cache until now
+                        self._app.shelf.board = Board(value["board"])
                     self._app.apply(config, value["version"], value["simulators"])
                     self._server.apply(config.listen)
                     self._say("applied", value["version"])
@@ -109,7 +109,7 @@ class Worker:
         tier = self._app.endpoints.flow.tier
         if not asked.dry and tier is not None:
             await tier.purged(asked)  # before our own: what is fetched meanwhile is let go with the rest
-        self._say("answer", [number, await purge(self._app.memory, asked)])
+        self._say("answer", [number, await purge(self._app.shelf.memory, asked)])
 
 
 def engine_of(name: str, fd: int, config: Config) -> tuple[Callable[..., Any], Callable[[App], Any]]:

@@ -317,6 +317,12 @@ def test_a_sole_target_that_fails_for_a_moment_is_tried_again(
     assert [r.cause for r in found] == ["first", "retry", "retry"]
 
 
+def test_model_names_that_a_client_makes_up_close_no_target_to_others(gateway: Gateway, client: httpx.Client) -> None:
+    for n in range(8):
+        assert ask(client, f"only-404/made-up-{n}").status_code == 502
+    assert gateway.metric("turnout_breaker_opens_total", provider="only-404", model="") == 0
+
+
 # ---- rate limits ----------------------------------------------------------------------------------------------------
 
 
@@ -417,14 +423,13 @@ def many(gateway: Gateway, a: FaultServer, count: int) -> None:
     draw = random.Random(7)
     lock = threading.Lock()
 
-    in_a_row = 0
+    turn = 0
 
     def fault(_head: bytes) -> str:
-        nonlocal in_a_row
+        nonlocal turn
         with lock:
-            in_a_row += 1
-            if in_a_row > 3:  # or the breaker opens, and all is served by the other one
-                in_a_row = 0
+            turn += 1
+            if turn % 5 > 1:  # fewer than half fail, or the breaker opens and all is served by the other one
                 return "ok"
             return draw.choice(SLOW) if draw.random() < 0.01 else draw.choice(MIX)
 

@@ -4,7 +4,6 @@ The invariants after each: one log line, nothing left in flight, and either a wh
 an answer that looks whole. Where streams may cut over there are only whole answers.
 """
 
-import itertools
 import json
 import threading
 from collections import Counter
@@ -119,14 +118,13 @@ def test_an_answer_cut_after_any_byte_is_whole_or_an_error(
         with gateway.client() as http:
             while True:
                 with lock:
-                    mine = list(itertools.islice(ks, 4))
-                for k in mine:
-                    try:
-                        one(n, k)
-                    except Exception as e:
-                        wrong.append(f"k={k}: {e!r}"[:500])
-                if not mine:
+                    k = next(ks, None)
+                if k is None:
                     return
+                try:
+                    one(n, k)
+                except Exception as e:
+                    wrong.append(f"k={k}: {e!r}"[:500])
                 plan[f"c{n}"] = "ok"  # or the breaker opens, and the rest is served by `b` without a cut
                 assert ask(http, f"heal-{n}").status_code == 200
                 with lock:

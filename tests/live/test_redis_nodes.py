@@ -23,7 +23,7 @@ START_S = 60.0
 
 @asynccontextmanager
 async def depot(url: str, **more: Any) -> AsyncIterator[Depot]:
-    made = Depot(RedisSpec(url=url, **{"connect_ms": 500, "operation_ms": 100, **more}), Random(1), lambda: Histogram(WAITS))
+    made = Depot(RedisSpec(url=url, **{"connect_ms": 500, "operation_ms": 2_000, **more}), Random(1), lambda: Histogram(WAITS))
     try:
         await until(lambda: made.up)
         yield made
@@ -80,7 +80,7 @@ def test_the_heir_is_asked_when_the_master_is_dead_and_the_master_no_more_when_i
 
     async def run() -> None:
         url = "redis+sentinel://" + ",".join(f"127.0.0.1:{s.port}" for s in sentinels) + "/main"
-        async with depot(url) as d:
+        async with depot(url, operation_ms=100) as d:
             key = d.key("t", "a")
             assert await d.set(key, b"before", 60_000)
             assert master.ask("EXISTS", key) == 1

@@ -54,6 +54,14 @@ def test_each_policy_is_taken(policy: str) -> None:
         ("    targets: [{name: g, model: m, targets: [{provider: a}]}]\n", "targets[0].model: a group has none of its own"),
         ("    targets: [{provider: a, routing_policy: {kind: ordered}}]\n", "targets[0].routing_policy: belongs to a group"),
         ("    targets: [{name: g, routing_policy: {kind: weighted}, targets: [{provider: a, weight: 0}]}]\n", "targets[0].targets: all weights are 0: a weighted route"),
+        ("    targets: &all [{name: g, targets: *all}]\n", "nested more than"),
+        (TWO + "    hedge: {budget: 0}\n", "hedge.budget: expected float > 0"),
+        (TWO + "    hedge: {budget: 0.6}\n", "hedge.budget: expected float <= 0.5"),
+        (TWO + "    hedge: {quantile: 95}\n", "hedge.quantile: expected float < 1"),
+        (TWO + "    hedge: {least_ms: fast}\n", "hedge.least_ms: expected int"),
+        (TWO + "    hedge: {after_ms: 100}\n", "hedge.after_ms: unknown field"),
+        (TWO + "    hedge: true\n", "hedge: expected mapping"),
+        ("    targets: [{provider: a, model: m}]\n    hedge: {}\n", "hedge: this route has one target: there is nobody else to ask"),
         ("    targets: [{provider: a, rpm: 0}]\n", "targets[0].rpm: expected int >= 1"),
     ],
 )  # fmt: skip
@@ -89,3 +97,17 @@ def test_groups_are_opened_from_left_to_right() -> None:
 def test_policies_that_need_no_statistics_keep_none() -> None:
     assert not counting(load_text(route(TWO)).config.routes[0])
     assert tree_of(load_text(route(TWO)).config.routes[0]) is None
+
+
+def test_hedging_is_off_until_asked_for_and_keeps_statistics_then() -> None:
+    off, on = (load_text(route(TWO + more)).config.routes[0] for more in ("", "    hedge: {}\n"))
+    assert off.hedge is None
+    assert on.hedge is not None
+    assert (on.hedge.budget, on.hedge.quantile) == (0.05, 0.95)
+    assert (counting(off), counting(on)) == (False, True)
+
+
+def test_two_accounts_of_one_target_are_two_to_hedge_with() -> None:
+    text = GOOD[:TARGETS].replace("api_key: env:A_KEY", "accounts: [{name: one, api_key: env:A}, {name: two, api_key: env:B}]")
+    text += "    targets: [{provider: a, model: m}]\n    hedge: {}\n"
+    assert load_text(text).config.routes[0].hedge is not None

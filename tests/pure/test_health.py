@@ -18,7 +18,9 @@ from turnout.route.health import (
     OPEN_MAX_NS,
     OPEN_NS,
     PROBE_LEASE_NS,
+    RATE_NS,
     RETRY_AFTER_MAX_NS,
+    RETURN_NS,
     Breaker,
 )
 from turnout.route.retry import RetryBudget
@@ -67,12 +69,92 @@ def test_five_failures_in_a_row_open_it_and_four_do_not() -> None:
 
 def test_a_success_in_between_starts_the_count_anew() -> None:
     b = Breaker(Random(1))
+    now = T0
     for _ in range(10):
         for _ in range(FAILURES_TO_OPEN - 1):
-            b.failed(DOWN, T0)
-        b.succeeded()
-    assert b.allows(T0)
+            b.failed(DOWN, now)
+        b.succeeded(now)
+        now += RATE_NS
+    assert b.allows(now)
     assert b.opens == 0
+
+
+def test_more_failures_than_answers_open_it_though_never_five_in_a_row() -> None:
+    b = Breaker(Random(1))
+    now = T0
+    while b.state(now) != "open":
+        assert now < T0 + 15 * S
+        for _ in range(2):
+            b.failed(DOWN, now)
+        if not b.open_until_ns:
+            b.succeeded(now)
+        now += S
+    assert b.opens == 1
+
+
+@pytest.mark.parametrize(("fails", "of", "gap"), [(4, 10, S // 10), (1, 2, S // 10), (2, 3, 2 * S), (1, 20, S // 100)])
+def test_fewer_failures_or_a_slower_pace_do_not(fails: int, of: int, gap: int) -> None:
+    b = Breaker(Random(1))
+    for n in range(2_000):
+        if n % of < fails:
+            b.failed(DOWN, T0 + n * gap)
+        else:
+            b.succeeded(T0 + n * gap)
+    assert b.opens == 0
+
+
+def test_one_that_soon_fails_as_often_again_stays_open_longer() -> None:
+    b, now, spans = Breaker(Fixed(0.0)), T0, []
+    for _ in range(4):
+        while not b.open_until_ns:
+            b.succeeded(now)
+            now += S // 10
+            b.failed(DOWN, now)
+            b.failed(DOWN, now)
+        spans.append(b.open_until_ns - now)
+        now = b.open_until_ns
+        b.taken(now)
+        b.succeeded(now)
+    assert [round(span / OPEN_NS) for span in spans] == [1, 2, 4, 8], spans
+
+
+def test_one_that_returns_gets_its_share_back_by_and_by() -> None:
+    b = opened()
+    back = T0 + OPEN_NS
+    b.taken(back)
+    b.succeeded(back)
+    assert b.state(back) == "returning"
+
+    def share(begin: int, end: int) -> float:
+        moments = range(begin, end, 1_234_567)
+        return sum(b.allows(now) for now in moments) / len(moments)
+
+    assert share(back, back + S) == pytest.approx(0.1, abs=0.05)
+    assert share(back + 5 * S, back + 6 * S) == pytest.approx(0.55, abs=0.08)
+    assert share(back + 9 * S, back + 10 * S) == pytest.approx(0.95, abs=0.05)
+    assert share(back + RETURN_NS, back + 2 * RETURN_NS) == 1.0
+    assert b.state(back + RETURN_NS) == "closed"
+    moment = back + 3 * S
+    assert len({b.allows(moment) for _ in range(10)}) == 1, "to ask twice gives one answer"
+
+
+def test_the_only_target_gets_all_of_its_share_at_once() -> None:
+    b = opened()
+    b.taken(T0 + OPEN_NS)
+    b.succeeded(T0 + OPEN_NS)
+    for n in range(200):
+        now = T0 + OPEN_NS + n * 1_234_567
+        assert Attempts([target("a", health=b)], 2, RetryBudget(0.1), now + S, Random(1)).next(now) == Try(0, "first")
+
+
+def test_an_overloaded_one_that_says_for_how_long_is_left_alone_for_that_long() -> None:
+    b = Breaker(Random(1))
+    b.failed(Fault("overloaded", "x", retry_after_s=3.0, upstream_status=503), T0)
+    assert not b.allows(T0 + 3 * S - 1)
+    assert b.allows(T0 + 3 * S)
+    for _ in range(FAILURES_TO_OPEN - 1):
+        b.failed(Fault("overloaded", "x", upstream_status=503), T0)
+    assert b.state(T0) == "open", "and it has failed"
 
 
 def test_half_open_lets_exactly_one_probe_through() -> None:
@@ -87,9 +169,9 @@ def test_half_open_lets_exactly_one_probe_through() -> None:
 def test_a_probe_that_succeeds_closes_it() -> None:
     b = opened()
     b.taken(T0 + OPEN_NS)
-    b.succeeded()
-    assert b.state(T0 + OPEN_NS) == "closed"
-    assert b.allows(T0 + OPEN_NS)
+    b.succeeded(T0 + OPEN_NS)
+    assert not b.open_until_ns
+    assert b.state(T0 + OPEN_NS + RETURN_NS) == "closed"
 
 
 def test_a_probe_that_fails_opens_it_for_twice_as_long_up_to_a_quarter_minute() -> None:

@@ -12,7 +12,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from turnout.exchange import Attempt, Cut, Exchange, Principal, Surface, Trace, Usage
+from turnout.exchange import OUTRUN, Attempt, Cut, Exchange, Principal, Surface, Trace, Usage
 from turnout.telemetry import attrs, spans
 from turnout.telemetry import record as compact
 from turnout.telemetry.spans import Provider, Spans
@@ -194,6 +194,20 @@ def test_first_token_and_fallback_are_span_events(collector: Collector) -> None:
         "turnout.ttft", WALL + 331 * MS, {"turnout.ttft_ms": 331.0},
     )  # fmt: skip
     assert [(e.name, plain(e.attributes)) for e in second.events] == [("turnout.ttft", {"turnout.ttft_ms": 20.0})]
+
+
+def test_an_attempt_that_was_outrun_is_no_error(collector: Collector) -> None:
+    first = attempt("a", OUTRUN, status=0)
+    hedge = attempt("b", cause="hedge", started_ns=START + 250 * MS)
+    server, lost, won = sent(collector, ended(first, hedge))
+    assert [s.status.code for s in (server, lost, won)] == [Status.STATUS_CODE_UNSET] * 3
+    assert (plain(lost.attributes)["turnout.reason"], "error.type" in plain(lost.attributes)) == ("outrun", False)
+    assert plain(won.attributes)["turnout.cause"] == "hedge"
+    (switch,) = (e for e in server.events if e.name == "turnout.fallback")
+    assert plain(switch.attributes)["turnout.reason"] == "outrun"
+    collector.spans.clear()
+    server, *_ = sent(collector, ended(attempt("b", OUTRUN, cause="hedge"), attempt("a")))
+    assert plain(server.attributes)["turnout.fallback"] == "none"
 
 
 def test_a_cut_over_is_a_span_event(collector: Collector) -> None:

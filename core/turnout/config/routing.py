@@ -26,6 +26,13 @@ def check_targets(path: Path, route: RouteSpec, config: Config, found: Findings)
     if len(leaves(route)) > MOST_TARGETS:
         found.error((*path, "targets"), f"more than {MOST_TARGETS} targets")
     _check_group(path, route, config, found, {}, 0)
+    if route.hedge is not None and sum(_places(t, config) for t in leaves(route)) < 2:
+        found.error((*path, "hedge"), "this route has one target: there is nobody else to ask")
+
+
+def _places(target: TargetSpec, config: Config) -> int:
+    provider = config.providers.get(target.provider)
+    return max(1, len(getattr(provider, "accounts", ())))
 
 
 def _check_group(

@@ -68,6 +68,8 @@ routes:
     # retries:
     #   max: 2                  # how often targets that failed in this request are tried again, 0 to 10
     #   budget: 0.1             # retries earned per success: 0.1 = at most about 10 % more load when all is failing
+    # hedge: null               # {}: a stream that is late with its first token is put to the next target as well, for
+    #                           # at most 5 % more requests
     # stream:                   # a stream that breaks after its first token
     #   on_failure: continue    # another target goes on | restart: begins again inside a window | terminate: an error event
     #   tool_calls: hold        # shown once they are whole | pass: as they come, a cut in one is an error

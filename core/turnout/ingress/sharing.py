@@ -159,6 +159,8 @@ class Sharing:
             await self._save()
 
     async def _save(self) -> None:
+        if not self._fleet.keys:  # no policy that learns: nothing to keep
+            return
         data = self._fleet.snapshot(time.monotonic_ns(), time.time())
         try:
             await asyncio.to_thread(keep.write, self._dir / FILE, data)

@@ -9,9 +9,12 @@
   breaker is open is also tried when all others have failed in this request, for a token of the budget.
 - A fault that is the caller's own (`retry` = never) ends it at once; but a prompt that is too long for one model goes to
   those that take more.
+- A request that waits long for its first token may go to one more target at the same time (`beside`): the next one that
+  was not tried and that nothing is wrong with.
 """
 
-from collections.abc import Sequence
+from bisect import insort
+from collections.abc import Callable, Sequence
 from random import Random
 
 import msgspec
@@ -28,7 +31,7 @@ TOO_LONG = "context_length_exceeded"  # the code of a refusal that another model
 
 class Try(msgspec.Struct, frozen=True):
     index: int
-    cause: str  # first | fallback | retry
+    cause: str  # first | fallback | retry | hedge
 
 
 class Wait(msgspec.Struct, frozen=True):
@@ -81,6 +84,19 @@ class Attempts:
             return self._last_resort(now_ns)
         return self._again(now_ns)
 
+    def beside(self, now_ns: int, pay: Callable[[], bool]) -> Try | None:
+        """A hedge, while the last try is under way; None where there is no target for it, no time or no token."""
+        i = spare(self.targets, self._open, now_ns)
+        if i is None or self._final is not None or now_ns >= self._deadline_ns or not pay():
+            return None
+        self._open.remove(i)
+        self._tries += 1
+        return Try(i, "hedge")
+
+    def outrun(self, index: int) -> None:
+        """The try at `index` was given up because the one beside it was first. Should that break, it may be asked again."""
+        insort(self._open, index)
+
     def _again(self, now_ns: int) -> Try | Wait | None:
         """All that may be had freely was tried. What is left: targets that are cooling down (free, once they may be
         asked), those whose breaker is open, and those that failed in this request (both cost a token)."""
@@ -103,7 +119,8 @@ class Attempts:
             self._left -= 1
             del self._ready_ns[i]
             return self._try(i, "retry", now_ns)
-        self._budget.take(now_ns)
+        if self.targets[i].health.open_until_ns:
+            self._budget.take(now_ns)
         self._open.remove(i)
         return self._try(i, "fallback", now_ns)
 
@@ -149,7 +166,7 @@ class Attempts:
             free = min((t.health.free_at_ns() for t in self.targets), default=now_ns)
             wait = max(1.0, (free - now_ns) / 1e9)
             return Fault(
-                "rate_limited", "every target of this route is cooling down after a rate limit", retry_after_s=wait
+                "rate_limited", "every target of this route has asked to be left alone for a while", retry_after_s=wait
             )
         # Our own credential or model name being wrong says less to a caller than an outage beside it.
         if refused := [f for f in self._faults if f.code == TOO_LONG]:
@@ -177,3 +194,12 @@ class Attempts:
             return None
         self._waited += pause
         return Wait(until_ns)
+
+
+def spare(targets: Sequence[Target], among: Sequence[int], now_ns: int) -> int | None:
+    """The best of these for a hedge. Not one that is half-open: losing the race would leave its probe without a verdict."""
+    for i in among:
+        health = targets[i].health
+        if not health.open_until_ns and health.allows(now_ns):
+            return i
+    return None

@@ -6,7 +6,7 @@ from .stats import Stats
 
 
 class Began:
-    """From the moment it goes out until it has committed, failed or been given up. A stream that has committed is `done`
+    """From the moment it goes out until it has committed, failed, been outrun or given up. A stream that has committed is `done`
     with its passage (streaming.py)."""
 
     __slots__ = ("_at_ns", "_key", "_size", "_stats", "_stream")
@@ -37,6 +37,11 @@ class Began:
             self._stats.failed(self._key, self._at_ns, self._stream, now_ns)
         else:
             self._stats.dropped(self._key, self._at_ns, self._stream)
+        self._stats.done()
+
+    def outrun(self, slow: bool, now_ns: int) -> None:
+        """No verdict: another target was faster. `slow`: it had had its usual time by then."""
+        self._stats.outrun(self._key, self._at_ns, self._size, slow, now_ns)
         self._stats.done()
 
     def dropped(self) -> None:

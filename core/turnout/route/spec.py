@@ -6,12 +6,12 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from .hedge import HedgeSpec, Millis
 from .latency import HALF_LIFE_S
 from .policies import POLICIES, Ordered
 from .policies.least_latency import LeastLatency
 from .tree import Branch
 
-Millis = Annotated[int, Meta(ge=1, le=86_400_000)]
 Name = Annotated[str, Meta(min_length=1, max_length=200)]
 Weight = Annotated[float, Meta(ge=0)]
 
@@ -103,6 +103,7 @@ class RouteSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     routing_policy: POLICIES = Ordered()
     timeouts: Timeouts = Timeouts()
     retries: Retries = Retries()
+    hedge: HedgeSpec | None = None  # not set: none
     stream: StreamSpec = StreamSpec()
     # assemble: upstreams are asked to stream what a client wants whole, so that silence and cuts are met in seconds
     plain: Literal["pass", "assemble"] = "pass"
@@ -121,8 +122,8 @@ def policies(spec: "RouteSpec | TargetSpec") -> list[Any]:
 
 
 def counting(spec: RouteSpec) -> bool:
-    """Whether any of its policies reads statistics."""
-    return any(policy.counts for policy in policies(spec))
+    """Whether any of its policies reads statistics, or hedging does."""
+    return spec.hedge is not None or any(policy.counts for policy in policies(spec))
 
 
 def half_life_s(spec: RouteSpec) -> float:

@@ -120,6 +120,8 @@ class Depot:
 
     async def delete(self, *keys: bytes) -> int | None:
         """How many of them were there; all of one tag."""
+        if not keys:
+            return 0
         said = await self._ask("del", keys[0], (b"DEL", *keys))
         return said if isinstance(said, int) else None
 

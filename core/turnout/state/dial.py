@@ -87,9 +87,10 @@ class Line:
             return reply
         except ResponseError as exc:
             return wrong_of(exc)
-        except (RedisError, OSError, ValueError, RecursionError) as exc:  # ValueError: a length that is no number
-            wrong = wrong_of(exc)
-            return Wrong(wrong.kind, broken=True)
+        except (
+            Exception
+        ) as exc:  # the library's, whatever a server may say to it: a length that is no number, no end of lists
+            return Wrong(wrong_of(exc).kind, broken=True)
 
     async def ask(self, *args: bytes) -> Any:
         """One command on a connection that nobody else uses."""
@@ -159,7 +160,7 @@ class Dialer:
             async with asyncio.timeout(self._operation_s):
                 # A sentinel may not have heard yet that its master is none any more.
                 said = await line.ask(b"ROLE" if self._place.kind == SENTINEL else b"PING")
-        except (RedisError, OSError) as exc:  # TimeoutError is an OSError
+        except Exception as exc:  # whatever it is, the task that dials must go on
             wrong = wrong_of(exc)
             said = Wrong("connect") if wrong.kind in ("lost", "timeout") and line is None else wrong
         if line is not None and isinstance(said, list) and said[:1] != [b"master"]:
@@ -172,7 +173,7 @@ class Dialer:
         return line
 
     async def _master(self) -> Node:
-        """Whom the sentinels call master; the one that answered last is asked first. Raises RedisError or OSError."""
+        """Whom the first sentinel that knows calls master. Raises RedisError."""
         last: BaseException = NotConnected()
         for node in self._place.nodes:
             line: Line | None = None
@@ -182,7 +183,7 @@ class Dialer:
                     said = await line.ask(b"SENTINEL", b"GET-MASTER-ADDR-BY-NAME", self._place.service.encode())
                 if isinstance(said, list) and len(said) == 2:
                     return said[0].decode(), int(said[1])
-            except (RedisError, OSError, ValueError) as exc:
+            except Exception as exc:
                 last = exc
             finally:
                 if line is not None:
@@ -205,10 +206,8 @@ class Dialer:
                         (int(first), int(last), (master[0].decode() or node[0], int(master[1])))
                         for first, last, master, *_ in said
                     ]
-            except (RedisError, OSError) as exc:
+            except Exception as exc:
                 wrong = wrong_of(exc)
-            except (ValueError, TypeError, AttributeError, IndexError):
-                wrong = Wrong("garbage")
             finally:
                 if line is not None:
                     await line.close()

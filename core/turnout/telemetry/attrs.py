@@ -56,7 +56,7 @@ CONFIG_VERSION = "turnout.config_version"
 UPSTREAM = "turnout.provider"  # the provider's name in the config
 ACCOUNT = "turnout.account"
 ATTEMPT = "turnout.attempt"  # 1 = the first
-CAUSE = "turnout.cause"  # first | fallback | retry | cut-over
+CAUSE = "turnout.cause"  # first | fallback | retry | hedge | cut-over
 ATTEMPT_COST_USD = "turnout.attempt.cost_usd"  # not `cost_usd`: a sum over spans must count a request once
 ESTIMATED = "turnout.usage.estimated"
 FROM = "turnout.from"

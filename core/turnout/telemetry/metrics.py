@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import msgspec
 
 from ..errors import TIMEOUTS
-from ..exchange import Exchange
+from ..exchange import Exchange, stands_in_for
 
 # A hostile client can make up model names on a route that passes them on: beyond this many series they share one.
 MOST_SERIES = 2_000
@@ -66,6 +66,7 @@ FAMILIES: dict[str, tuple[str, tuple[str, ...], str, tuple[float, ...]]] = {
         "Tries again at a target that had failed in the request",
         (),
     ),
+    "turnout_hedges_refused_total": ("counter", ("route",), "Hedges that the route's budget had nothing for", ()),
     "turnout_fallbacks_total": ("counter", ("route", "from", "to", "reason"), "Switches to another target", ()),
     "turnout_cutovers_total": (
         "counter",
@@ -239,10 +240,10 @@ class Metrics:
             self.count("turnout_attempts_total", (route, a.provider, a.account, a.model, a.cause, a.reason or "ok"))
         self.count("turnout_cache_total", (route, x.cache.partition(";")[0]))
         self.count("turnout_guard_total", (route, x.guard))
-        for before, a in zip([None, *x.attempts], x.attempts, strict=False):
+        for i, a in enumerate(x.attempts):
             if a.cause == "retry":
                 self.count("turnout_retries_total", (route, a.provider))
-            elif a.cause == "fallback" and before is not None:
+            elif a.cause != "cut-over" and (before := stands_in_for(x.attempts, i)) is not None:
                 self.count("turnout_fallbacks_total", (route, before.provider, a.provider, before.reason))
             if a.reason in TIMEOUTS:
                 self.count("turnout_timeouts_total", (route, a.provider, a.reason))

@@ -28,7 +28,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
 from .. import __version__
-from ..exchange import Attempt
+from ..exchange import OUTRUN, Attempt, stands_in_for
 from . import attrs
 from .log import cost_known, final, ttft_ns
 from .record import Record
@@ -99,7 +99,7 @@ def spans_of(
                 client_attributes(record, attempt, i + 1, providers),
                 _first_content(attempt.started_ns, attempt.first_content_ns, wall) if record.stream else (),
                 kind=SpanKind.CLIENT,
-                status=Status(StatusCode.ERROR, attempt.reason) if attempt.reason else OK,
+                status=Status(StatusCode.ERROR, attempt.reason) if attempt.reason not in ("", OUTRUN) else OK,
                 start_time=attempt.started_ns + wall,
                 end_time=(attempt.ended_ns or record.ended_ns) + wall,
                 instrumentation_scope=SCOPE,
@@ -174,7 +174,8 @@ def client_attributes(record: Record, a: Attempt, number: int, providers: Mappin
         attrs.ROUTE: record.route,
         attrs.KEY: record.key,
         attrs.TENANT: record.tenant,
-        attrs.ERROR_TYPE: a.reason,
+        attrs.ERROR_TYPE: "" if a.reason == OUTRUN else a.reason,
+        attrs.REASON: OUTRUN if a.reason == OUTRUN else "",
     }
     known = providers.get(a.provider)
     if known is not None and known.address:
@@ -226,8 +227,8 @@ def _events(record: Record, wall: int) -> list[Event]:
     tries = record.attempts
     out: list[Event] = []
     for i in range(1, len(tries)):
-        if tries[i].cause == "fallback":
-            a, b = tries[i - 1], tries[i]
+        b = tries[i]
+        if b.cause != "cut-over" and (a := stands_in_for(tries, i)) is not None:
             what = {attrs.FROM: f"{a.provider}/{a.model}", attrs.TO: f"{b.provider}/{b.model}", attrs.REASON: a.reason}
             out.append(Event(attrs.EVENT_FALLBACK, what, b.started_ns + wall))
     for cut in record.cuts:
