@@ -1,0 +1,45 @@
+"""`cache:` in a config: what is taken, and what is refused in which words."""
+
+import pytest
+from config_text import GOOD, load_text, refused
+
+
+def cached(text: str) -> str:
+    return GOOD + f"    cache: {text}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{}", "routes[0].cache: asks for nothing: set `exact` or `single_flight`"),
+        ("{sampled: share}", "routes[0].cache: asks for nothing"),
+        ("{exact: {}}", "exact.ttl_s: required, but missing"),
+        ("{exact: {ttl_s: 0}}", "exact.ttl_s: expected float > 0"),
+        ("{exact: {ttl_s: -1}}", "exact.ttl_s: expected float > 0"),
+        ("{exact: {ttl_s: 1e9}}", "exact.ttl_s: expected float <= 2592000"),
+        ("{exact: {ttl_s: 5, jitter: 0.9}}", "exact.jitter: expected float <= 0.5"),
+        ("{exact: {ttl_s: 5, ttl: 6}}", "exact.ttl: unknown field"),
+        ("{exact: {ttl_s: 5}, sampled: always}", "cache.sampled: expected one of bypass, share"),
+        ("{exact: {ttl_s: 5}, ignore: [messages]}", "cache.ignore[0]: expected one of"),
+        ("{exact: {ttl_s: 5}, ignore: user}", "cache.ignore: expected"),
+    ],
+)
+def test_what_is_refused(text: str, says: str) -> None:
+    (line, *more) = refused(cached(text))
+    assert says in line, (line, more)
+
+
+def test_what_is_taken() -> None:
+    cache = load_text(cached("{exact: {ttl_s: 300}}")).config.routes[0].cache
+    assert cache is not None and cache.exact is not None
+    assert (cache.shares, cache.exact.jitter, cache.exact.stale_s, cache.sampled, cache.ignore) == (True, 0.1, 0.0, "bypass", [])
+    for text, shares in (("{single_flight: true}", True), ("{exact: {ttl_s: 5}, single_flight: false}", False)):
+        found = load_text(cached(text)).config.routes[0].cache
+        assert found is not None and found.shares is shares
+    assert load_text(GOOD).config.routes[0].cache is None
+    assert load_text(GOOD + "cache: {max_mb: 2, tenant_share: 0.25}\n").config.cache.bounds == (2 << 20, 1 << 19)
+
+
+@pytest.mark.parametrize("text", ["{max_mb: 0}", "{tenant_share: 0}", "{tenant_share: 1.5}", "{mb: 5}"])
+def test_bounds_that_make_no_sense(text: str) -> None:
+    assert "cache." in refused(GOOD + f"cache: {text}\n")[0]
