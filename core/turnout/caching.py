@@ -95,7 +95,8 @@ class Caching:
             try:
                 body = as_stream(body, chat, x.asked_usage)
             except ValueError:
-                self._memory.drop(entry)
+                if self._memory.holds(entry):
+                    self._memory.drop(entry)
                 return False
             headers = list(self._stream_headers)
             x.first_content_ns = now

@@ -262,10 +262,9 @@ class Joining:
             if not flight.status:
                 assert flight.fault is not None
                 raise flight.fault.with_traceback(None)  # several raise it
-            headers = flight.headers
+            headers = [pair for pair in flight.headers if own or pair[0] not in _OWN_HEADERS]
             if not own:
                 x.upstream_ns += self._now() - began
-                headers = [pair for pair in headers if pair[0] not in _OWN_HEADERS]
                 headers += self._marks.headers(x, None)
                 x.head_ns = self._now()
                 x.committed = True

@@ -114,6 +114,19 @@ def test_what_is_larger_than_a_share_is_not_taken() -> None:
     assert memory.entries == 0
 
 
+def test_what_is_not_in_it_leaves_no_trace() -> None:
+    """An answer of another worker that was too large for us is given all the same, once."""
+    memory = Memory(20 * ROOM, 2 * ROOM)
+    memory.put(entry(0), 0)
+    stranger = entry(1, size=3 * ROOM)
+    memory.put(stranger, 0)
+    memory.touch(stranger)
+    memory.put(entry(2), 0)
+    assert there(memory, 0, 1, 2) == [True, False, True] and stranger.hits == 0
+    memory.put(entry(3), 0)  # the list of its worth is whole
+    assert memory.entries == 2
+
+
 def test_a_smaller_bound_is_kept_from_the_next_answer_on() -> None:
     memory = Memory(20 * ROOM, 20 * ROOM)
     for n in range(20):

@@ -115,7 +115,9 @@ class Memory:
         return None
 
     def touch(self, entry: Entry) -> None:
-        """It was given: count that."""
+        """It was given: count that. One that is not in here (any more) is let be."""
+        if not self.holds(entry):
+            return
         entry.hits += 1
         queue = self._queues[entry.tenant]
         queue.unlink(entry)

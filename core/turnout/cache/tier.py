@@ -58,17 +58,20 @@ class Lease:
         self.mine = False
         self._key = tier.key(tag, "lease", digest.hex())
         self._owner = os.urandom(12)
+        self._asked = False
         self._renewing: asyncio.Task[None] | None = None
 
     async def take(self) -> bool | None:
         """True: ours. False: another's. None: there is nobody to ask."""
         loop = asyncio.get_running_loop()
+        self._asked = True
         for _ in range(TRIES):
             began = loop.time()
             mine = await self.tier.lease(self._key, self._owner, LEASE_MS)
             # No answer in time may mean that we had no time to hear it: a thousand requests came in at once.
             if mine is not None or not self.tier.up or loop.time() - began < STALLED_S:
                 break
+        self._asked = mine is None  # it may be ours without our knowing
         if mine:
             self.mine = True
             self._renewing = loop.create_task(self._renew())
@@ -85,8 +88,8 @@ class Lease:
             self._renewing.cancel()
 
     async def release(self) -> None:
-        if self.mine:
-            self.mine = False
+        if self.mine or self._asked:
+            self.mine = self._asked = False
             await self.tier.release(self._key, self._owner)
 
 
