@@ -114,8 +114,12 @@ class Flow:
             x.body = await caller.read_body(self._body_limit)
             self.read(x)
             route = self.route(x)
-            if route.cache is None or not await self.caching.answered(x, caller):
-                await self.answer(x, caller)
+            if route.cache is not None and await self.caching.answered(x, caller):
+                return
+            if x.stream:
+                await self.stream(x, caller)
+            else:
+                await self.plain(x, caller)
         except Fault as fault:
             x.fault = fault
             await self.refuse(x, fault, caller)
@@ -156,7 +160,7 @@ class Flow:
         return route
 
     def answer(self, x: Exchange, caller: Caller) -> Awaitable[None]:
-        """By asking the route's targets."""
+        """The same, for a caller that the cache stands in for."""
         return self.stream(x, caller) if x.stream else self.plain(x, caller)
 
     async def plain(self, x: Exchange, caller: Caller) -> None:

@@ -51,6 +51,7 @@ def gateway(serve: Callable[..., Gateway], a: FaultServer) -> Gateway:
         route("small", "a", cache={"exact": {"ttl_s": 600, "max_kb": 1}}, set={"temperature": 0}),
         route("tools", "tools"),
         route("assembled", "a", plain="assemble"),
+        route("hedged", "a", "sim", hedge={"budget": 0.1}),
         route("fallen", "down", "a", models=("gpt-4o", "gpt-4o-mini")),
         route("elsewhere", "down", "a"),
         route("joined", "cut", "on"),
@@ -291,6 +292,11 @@ def test_assembled_answers_are_kept(client: httpx.Client) -> None:
     first = ask(client, "assembled", "put together")
     again = ask_till_kept(client, "assembled", "put together")
     assert again.json() == first.json()
+
+
+def test_answers_of_a_route_that_hedges_are_kept(client: httpx.Client) -> None:
+    ask(client, "hedged", "raced", stream=True)
+    ask_till_kept(client, "hedged", "raced", stream=True)
 
 
 def test_an_answer_is_over_with_its_time(client: httpx.Client) -> None:
