@@ -10,12 +10,14 @@ from cases import test_speed as test_speed
 from turnout.errors import Fault
 from turnout.exchange import Exchange, Target
 from turnout.ingress.endpoints import SURFACES
+from turnout.native import Counters
 from turnout.route.attempts import Attempts, Try
 from turnout.route.health import FAILURES_TO_OPEN, OPEN_NS, RETURN_NS, Breaker
 from turnout.route.policies import POLICIES, Ordered, Weighted
 from turnout.route.policies.least_latency import LeastLatency
 from turnout.route.retry import RetryBudget
 from turnout.route.stats import Stats
+from turnout.state.table import memory, row
 
 FAULT = Fault("server_error", "down")
 HOUR_NS = 3_600_000_000_000
@@ -27,7 +29,8 @@ def targets() -> list[Target]:
 
 
 def rank(policy: POLICIES, n: int = 8, step_ns: int = 1_000_000) -> Callable[[], Sequence[int]]:
-    """`step_ns`: time between two requests; what a policy may remember it forgets in the meantime."""
+    """`step_ns`: time between two requests; what a policy may remember it forgets in the meantime. Two targets have the
+    traffic, nothing happens to the others."""
     some, rng = targets()[:n], Random(1)
     x = Exchange(id="r", surface=SURFACES["/v1/chat/completions"], started_ns=0, wall_ns=0, config_version=1, body=b"x" * 300, stream=True)
     now = HOUR_NS
@@ -37,15 +40,25 @@ def rank(policy: POLICIES, n: int = 8, step_ns: int = 1_000_000) -> Callable[[],
             target.stats.begin(k, True, now)
             target.stats.first(k, now, (i + 10) * 20_000_000, 1000 + k, now + k)
             target.stats.done()
-        for k in range(20):
-            target.stats.begin(k, True, now)
+
+    busy, old = [target.stats for target in some[:2]], Stats().seen
 
     def work() -> Sequence[int]:
         nonlocal now
         now += step_ns
+        for stats in busy:  # an answer came: what was known of it holds no more
+            stats.seen, stats.stream.news = old, True
         return policy.rank(some, x, now, rng)
 
     return work
+
+
+def shared() -> Callable[[], tuple[int, int, int, int]]:
+    """What a worker reads of the statistics that all of them have of one target, where nothing is new: `Share.sync`."""
+    cells = row(Counters(memory()), "stats")
+    assert cells is not None
+    get = cells.get
+    return lambda: (get(0), get(1), get(2), get(3))
 
 
 def first() -> Callable[[], Any]:
@@ -106,6 +119,7 @@ CASES = [
     Case("route.policies least-latency, 4 targets, 1,000 a second", lambda: rank(LeastLatency(), 4), lambda order: sorted(order) == EVERY[:4]),
     Case("route.policies least-latency, 8 targets, 1,000 a second", lambda: rank(LeastLatency()), lambda order: sorted(order) == EVERY),
     Case("route.policies least-latency, 8 targets, 100 a second", lambda: rank(LeastLatency(), step_ns=10_000_000), lambda order: sorted(order) == EVERY),
+    Case("route.share read one target", shared, (0, 0, 0, 0).__eq__),
     Case("route.attempts first of 8", first, Try(0, "first").__eq__),
     Case("route.attempts all 8 down", down, EVERY.__eq__, 60),
     Case("route.health breaker round", breaker, ("open", "half-open", "closed").__eq__),

@@ -52,6 +52,10 @@ class Place:
         """What an oracle knows."""
         return self.ttft_s(t) * self.load() * (1.0 + 9.0 * self.slow_share) + PER_BYTE_S * size
 
+    def crowding_s(self, t: float) -> float:
+        """What one more adds to the others: the derivative of `load` by `busy`, times those who come meanwhile (`busy`)."""
+        return self.ttft_s(t) * 2.0 * (self.busy / self.capacity) ** 2 * (1.0 + 9.0 * self.slow_share)
+
     def full(self, t: float) -> bool:
         while self.starts and self.starts[0] < t - 1.0:
             self.starts.popleft()
@@ -68,6 +72,8 @@ class Scenario:
     shared: bool = False  # workers share their statistics, as those of one host do
     seconds: float = 90.0
     warm_s: float = 5.0  # not measured
+    falls_s: float = 0.0  # the first target degrades here (0: it does not)
+    heals_s: float = 0.0
 
 
 class Chooser(Protocol):
@@ -125,6 +131,7 @@ class World:
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._number = 0
         self.seen: list[Seen] = []
+        self.asked: list[tuple[float, int]] = []  # every attempt: when, whom
         fd = memory() if scenario.shared else -1
         self.shares: list[Share] = []
         self.workers: list[tuple[Chooser, list[Target], RetryBudget, Random]] = []
@@ -135,10 +142,11 @@ class World:
                        port=None, stats=Stats(), label=p.name)
                 for p in self.places
             ]  # fmt: skip
-            if scenario.shared:
+            chooser = make(targets, self.places, rng)
+            if scenario.shared and isinstance(chooser, Ours):  # rivals have no use for it
                 found = [row(Counters(fd), f"stats {p.name}") for p in self.places]
                 self.shares += [Share(t.stats, cells, T0) for t, cells in zip(targets, found, strict=True) if cells is not None]
-            self.workers.append((make(targets, self.places, rng), targets, RetryBudget(0.1), rng))
+            self.workers.append((chooser, targets, RetryBudget(0.1), rng))
 
     def at(self, t: float, do: Callable[[], None]) -> None:
         self._number += 1
@@ -195,6 +203,7 @@ class Request:
         world, i = self.world, self.order[step.index]
         place, rng, began = world.places[i], world.rng, world.ns()
         key = world._number
+        world.asked.append((world.now, i))
         self.chooser.began(i, key, began)
         self.index, self.i, self.key, self.began = step.index, i, key, began
         if place.full(world.now):
@@ -219,14 +228,14 @@ class Request:
     def first(self) -> None:
         world, now, place = self.world, self.world.ns(), self.world.places[self.i]
         self.chooser.first(self.i, self.key, self.began, len(self.body), now)
-        self.targets[self.i].health.began()
+        self.targets[self.i].health.began(now)
         self.budget.succeeded(now)
         world.seen.append(Seen(self.came, world.now - self.came, self.i))
         i, began = self.i, self.began
 
         def end() -> None:
             place.busy -= 1
-            self.targets[i].health.succeeded()
+            self.targets[i].health.ended(world.ns())
             self.chooser.ended(i, (world.ns() - began) / S)
 
         world.at(world.now + place.answer_s * world.rng.uniform(0.5, 1.5), end)

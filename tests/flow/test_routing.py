@@ -88,18 +88,24 @@ def ask(g: Gateway, n: int, stream: bool = True) -> Counter[str]:
     return served
 
 
+def settles_on(g: Gateway, name: str, most: int = 2000) -> None:
+    """Of twenty requests in a row at least eighteen go there, twice running, before `most` were made. One sample that a busy
+    machine spoiled is corrected by probes, which takes some of them; policies that draw never come so far."""
+    for _ in range(most // 20):
+        if ask(g, 20)[name] >= 18 and ask(g, 20)[name] >= 18:
+            return
+    raise AssertionError(f"after {most} requests {name} does not have the traffic")
+
+
 def test_least_latency_finds_the_fastest_and_leaves_it_when_it_fails(serve: Callable[..., Gateway], three: dict[str, Provider]) -> None:
-    g = gateway(serve, three, {"kind": "least-latency", "explore": 0.0})
-    for _ in range(100):  # all begin alike: until each was asked, which of two is chance
-        ask(g, 2)
-        if all(provider.asked for provider in three.values()):
-            break
-    assert ask(g, 20)["b"] >= 18
+    g = gateway(serve, three, {"kind": "least-latency"})
+    settles_on(g, "b")
     three["b"].down = True
     ask(g, 6)
-    before = three["b"].asked
-    assert ask(g, 15)["a"] >= 13
-    assert three["b"].asked - before <= 2, "a target that fails fast gains nothing"
+    before, began = three["b"].asked, time.monotonic()
+    settles_on(g, "a")
+    probes = 1 + (time.monotonic() - began) / 2.0  # its breaker lets one through every two seconds, at most
+    assert three["b"].asked - before <= probes, "a target that fails fast gains nothing"
 
 
 def test_round_robin_takes_turns_on_the_wire(serve: Callable[..., Gateway], three: dict[str, Provider]) -> None:

@@ -12,7 +12,7 @@ import pytest
 from support.gateway import ADMIN_KEY, KEY, UPSTREAM_KEY, Gateway, config
 
 CHAT = "/v1/chat/completions"
-SIMULATED = {name: {"kind": "simulated", "ttft_ms": ms, "answer_tokens": 3} for name, ms in (("slow", 80), ("quick", 10))}
+SIMULATED = {name: {"kind": "simulated", "ttft_ms": ms, "answer_tokens": 3} for name, ms in (("slow", 600), ("quick", 10))}  # further apart than a busy machine puts them
 ROUTES: list[dict[str, Any]] = [
     {
         "name": "chat", "match": {"model": "fast"}, "routing_policy": {"kind": "least-latency", "explore": 0.0},

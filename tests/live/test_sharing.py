@@ -1,43 +1,163 @@
-"""Several workers on one host know what each of them has seen of a target."""
+"""Several workers on one host know what each of them has seen of a target: what becomes slow is left by all of them, and
+what heals is found again."""
 
+import json
+import threading
 import time
 from collections.abc import Callable, Iterator
+from http.client import HTTPConnection
+from typing import Any
 
 import httpx
 import pytest
 
-from support.delays import Load, Server, made, serving
-from support.gateway import ADMIN_KEY, Gateway
+from support.gateway import ADMIN_KEY, KEY, Gateway, config
+from turnout.upstream.simulator.launch import Simulator
+
+WORKERS = 4
+TTFT_MS = {"a": 60, "b": 150, "c": 200, "d": 250}
+SLOW = {"kind": "slow", "ms": 1500}
+DOWN = {"kind": "status", "status": 500}
+
+
+class Pool:
+    """Four simulated providers, each as fast as TTFT_MS says."""
+
+    def __init__(self, simulator: Simulator) -> None:
+        spec = {"ttft_sigma": 0.1, "tokens_per_s": 1000, "answer_tokens": 3}
+        self.urls = simulator.start({name: {**spec, "ttft_ms": ms, "seed": i} for i, (name, ms) in enumerate(TTFT_MS.items())})
+
+    def _control(self, name: str, path: str) -> str:
+        return self.urls[name].removesuffix("/v1") + path
+
+    def set(self, name: str, *faults: dict[str, Any]) -> None:
+        httpx.post(self._control(name, "/__faults"), json=list(faults), trust_env=False).raise_for_status()
+
+    def asked(self, name: str) -> int:
+        return int(httpx.get(self._control(name, "/__stats"), trust_env=False).json()["requests"])
 
 
 @pytest.fixture
-def providers() -> Iterator[dict[str, Server]]:
-    with serving({"a": 0.02, "b": 0.05, "c": 0.07, "d": 0.09}) as servers:
-        yield servers
+def pool() -> Iterator[Pool]:
+    with Simulator() as simulator:
+        yield Pool(simulator)
 
 
-def test_a_target_that_turns_slow_loses_its_traffic_in_all_workers_and_gets_it_back(
-    serve: Callable[..., Gateway], providers: dict[str, Server]
-) -> None:
-    gateway = serve(made(providers, 4))
+class Load:
+    """Clients that ask again and again, each time on a new connection so that all workers get some."""
+
+    def __init__(self, gateway: Gateway, clients: int) -> None:
+        self.served: list[tuple[float, str]] = []
+        self.wrong = 0
+        self._gateway = gateway
+        self._going = True
+        self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(clients)]
+        for thread in self._threads:
+            thread.start()
+
+    def _run(self) -> None:
+        body = json.dumps({"model": "fast", "stream": True, "messages": [{"role": "user", "content": "hi"}]})
+        headers = {"authorization": f"Bearer {KEY}", "content-type": "application/json"}
+        while self._going:
+            connection = HTTPConnection(self._gateway.host, self._gateway.port, timeout=30)
+            began = time.monotonic()
+            connection.request("POST", "/v1/chat/completions", body, headers)
+            answer = connection.getresponse()
+            self.wrong += answer.status != 200 or b"[DONE]" not in answer.read()
+            self.served.append((began, answer.headers["x-turnout-provider"]))
+            connection.close()
+
+    def share(self, name: str, begin: float, end: float) -> float:
+        by = [who for at, who in list(self.served) if begin <= at < end]
+        return by.count(name) / max(1, len(by))
+
+    def lately(self, name: str, seconds: float = 2.0) -> float:
+        """Its share of what began in the last seconds; 0 where that is too little to tell."""
+        now = time.monotonic()
+        by = [who for at, who in list(self.served) if at >= now - seconds]
+        return by.count(name) / len(by) if len(by) > 20 else 0.0
+
+    def stop(self) -> None:
+        self._going = False
+        for thread in self._threads:
+            thread.join()
+
+
+@pytest.fixture
+def gateway(serve: Callable[..., Gateway], pool: Pool) -> Gateway:
+    route = {
+        "name": "chat", "match": {"model": "fast"}, "routing_policy": {"kind": "least-latency", "probe_s": 0.5},
+        "targets": [{"provider": name, "model": "m"} for name in TTFT_MS],
+    }  # fmt: skip
+    data = config(pool.urls, [route])  # type: ignore[arg-type]
+    data["listen"]["workers"] = WORKERS
+    return serve(data)
+
+
+@pytest.fixture
+def load(gateway: Gateway) -> Iterator[Load]:
     load = Load(gateway, 10)
-    try:
-        time.sleep(4)
-        before = time.monotonic()
-        assert load.share("a", before - 2, before) > 0.6
-        providers["a"].delay_s = 0.6
-        time.sleep(4)
-        assert load.share("a", before + 2, before + 4) <= 0.1 * load.share("a", before - 2, before) + 0.02
-        report = httpx.get(gateway.admin_url + "/admin/routes/chat", headers={"authorization": f"Bearer {ADMIN_KEY}"}, trust_env=False).json()
-        assert len(report["workers"]) == 4
-        for worker in report["workers"]:
-            lines = {line["target"]: line for line in worker["candidates"] if "score" in line}
-            assert lines["b/m"]["answers"] > 5
-            assert lines["a/m"]["score"] > lines["b/m"]["score"]
-        providers["a"].delay_s = 0.02
-        time.sleep(8)
-        end = time.monotonic()
-        assert load.share("a", end - 2, end) > 0.5
-    finally:
-        load.stop()
+    yield load
+    load.stop()
+
+
+def explained(gateway: Gateway) -> list[dict[str, Any]]:
+    """What each worker says: "first", and the line of each candidate by its name."""
+    headers = {"authorization": f"Bearer {ADMIN_KEY}"}
+    report = httpx.get(gateway.admin_url + "/admin/routes/chat", headers=headers, trust_env=False).json()
+    assert len(report["workers"]) == WORKERS
+    return [{"first": w["first"], **{line["target"]: line for line in w["candidates"] if "score" in line}} for w in report["workers"]]
+
+
+def lowest(worker: dict[str, Any]) -> str:
+    return min((f"{name}/m" for name in TTFT_MS), key=lambda name: float(worker[name]["score"]))
+
+
+def test_a_target_that_turns_slow_loses_its_traffic_in_all_workers_and_gets_it_back(gateway: Gateway, pool: Pool, load: Load) -> None:
+    assert gateway.wait_for(lambda: load.lately("a") > 0.7, 30), "the fastest has the traffic"
+    fell = time.monotonic()
+    before = load.share("a", fell - 2, fell)
+    pool.set("a", SLOW)
+
+    moved_by: dict[int, float] = {}  # worker -> age of the waiting attempts for which it leaves the slow target
+    left: set[int] = set()
+    while time.monotonic() < fell + 2:
+        for number, worker in enumerate(explained(gateway)):
+            line = worker["a/m"]
+            if lowest(worker) != "a/m":
+                left.add(number)
+                if line["late"]:
+                    moved_by[number] = max(line["late_age_s"], moved_by.get(number, 0.0))
+        time.sleep(0.02)  # the workers share the processors with this
+    assert left == set(range(WORKERS)), "every worker has left it within two seconds"
+    assert len(moved_by) >= WORKERS // 2, "and says which attempts made it do so: those that wait"
+    assert all(age > 2 * TTFT_MS["a"] / 1e3 * 0.8 for age in moved_by.values())
+
+    asked = pool.asked("a")
+    gateway.wait_for(lambda: time.monotonic() > fell + 5)
+    assert load.share("a", fell + 2, fell + 5) <= 0.1 * before
+    assert gateway.wait_for(lambda: pool.asked("a") > asked, 30), "it gets probes"
+    assert load.share("a", fell + 2, time.monotonic()) <= 0.1 * before
+    for worker in explained(gateway):
+        assert worker["b/m"]["answers"] > 5, "all know what each has seen"
+        assert worker["a/m"]["score"] > worker["b/m"]["score"]
+
+    pool.set("a")
+    assert gateway.wait_for(lambda: load.lately("a") > 0.8 * before, 30), "it comes back"
     assert not load.wrong
+
+
+def test_a_target_that_fails_fast_never_gains_traffic(gateway: Gateway, pool: Pool, load: Load) -> None:
+    assert gateway.wait_for(lambda: load.lately("a") > 0.7, 30)
+    pool.set("a", DOWN)  # had all the traffic
+    pool.set("c", DOWN)  # had probes
+    assert gateway.wait_for(lambda: load.lately("b", 1.0) > 0.8, 30)
+    for _ in range(3):
+        asked = {name: pool.asked(name) for name in TTFT_MS}
+        began = time.monotonic()
+        n = len(load.served)
+        gateway.wait_for(lambda began=began: time.monotonic() > began + 1.5)
+        more = {name: pool.asked(name) - asked[name] for name in TTFT_MS}
+        assert more["a"] + more["c"] <= 0.1 * (len(load.served) - n), more
+        assert more["b"] > 0.7 * sum(more.values()), more
+    assert not load.wrong, "nobody has seen them fail"

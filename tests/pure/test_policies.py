@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 from support.routing import T0, S, ask, failed, served, target
 from turnout.catalog import Model, Price
+from turnout.errors import Fault
 from turnout.exchange import Principal, Target
 from turnout.route.condition import Condition
+from turnout.route.outlook import scored
 from turnout.route.policies.conditional import Conditional, Rule
 from turnout.route.policies.cost_optimized import CostOptimized
 from turnout.route.policies.least_busy import LeastBusy
@@ -22,6 +24,7 @@ from turnout.route.policies.prefix_affinity import PrefixAffinity
 from turnout.route.policies.round_robin import RoundRobin
 from turnout.route.policies.usage import Usage
 from turnout.route.policies.weighted import Weighted
+from turnout.route.stats import FRESH_NS, Stats
 from turnout.route.tree import Branch
 from turnout.route.why import Why
 
@@ -96,6 +99,55 @@ def test_those_that_are_nearly_equal_share_by_how_busy_they_are() -> None:
     assert firsts(LeastLatency(), targets, T0 + S)["b"] == 2000
 
 
+def test_a_crowded_target_spills_over_as_far_as_the_next_is_near() -> None:
+    for seconds, share in ((0.20, 0.5), (0.21, 0.45), (0.23, 0.33), (0.24, 0.25), (0.27, 0.0)):
+        targets = pool("ab")
+        for i in range(50):
+            served(targets[0].stats, 0.2, T0 + i * S // 50)
+            served(targets[1].stats, seconds, T0 + i * S // 50)
+        rng = Random(7)
+        for _ in range(400):  # none of them ends
+            first = LeastLatency(explore=0).rank(targets, ask(), T0 + S, rng)[0]
+            targets[first].stats.in_flight += 1
+        assert targets[1].stats.in_flight / 400 == pytest.approx(share, abs=0.03)
+
+
+def test_a_surprisingly_fast_probe_is_followed_by_more() -> None:
+    for again, most in ((0.05, 0.3), (0.4, 0.0)):
+        targets = pool("ab")
+        for i in range(50):
+            served(targets[0].stats, 0.2, T0 + i * S // 50)
+            served(targets[1].stats, 0.4, T0 + i * S // 50)
+        served(targets[1].stats, again, T0 + 2 * S)
+        share = 1 - firsts(LeastLatency(near=0), targets, T0 + 3 * S)["a"] / 2000
+        assert most * 0.5 <= share <= most, "no more than ten times `explore`"
+        assert firsts(LeastLatency(near=0, explore=0), targets, T0 + 3 * S)["a"] == 2000
+
+
+def test_a_target_that_is_down_does_not_take_the_probes_of_others() -> None:
+    targets = pool("abc")
+    for i in range(50):
+        served(targets[0].stats, 0.2, T0 + i * S // 50)
+        served(targets[1].stats, 0.4, T0 + i * S // 50)
+    for _ in range(5):
+        failed(targets[2].stats, T0)  # never answered
+        targets[2].health.failed(Fault("server_error", ""), T0 + 19 * S)
+    for i in range(20):
+        served(targets[0].stats, 0.2, T0 + 10 * S + i * S // 2)
+    seen = firsts(LeastLatency(), targets, T0 + 20 * S)
+    assert seen["b"] > 0
+    assert seen["c"] == 0
+
+
+def test_a_target_that_does_not_answer_its_first_request_is_not_asked_again_soon() -> None:
+    targets = pool("ab")
+    for i in range(50):
+        served(targets[0].stats, 0.2, T0 + i * S // 50)
+    assert firsts(LeastLatency(near=0), targets, T0 + 2 * S)["b"] > 200, "hardly known"
+    targets[1].stats.begin(1, True, T0 + S)
+    assert firsts(LeastLatency(near=0), targets, T0 + 3 * S)["b"] == 0
+
+
 def test_a_target_without_traffic_is_probed_but_not_often() -> None:
     targets = pool()
     for i in range(50):
@@ -103,9 +155,9 @@ def test_a_target_without_traffic_is_probed_but_not_often() -> None:
             served(t.stats, seconds, T0 + i * S // 50)
     for i in range(100):
         served(targets[0].stats, 0.2, T0 + S + i * S // 20)
-    seen = firsts(LeastLatency(), targets, T0 + 6 * S, n=10_000)
+    seen = firsts(LeastLatency(), targets, T0 + 14 * S, n=10_000)
     assert 0.01 < 1 - seen["a"] / 10_000 < 0.03
-    assert firsts(LeastLatency(explore=0), targets, T0 + 6 * S)["a"] == 2000
+    assert firsts(LeastLatency(explore=0), targets, T0 + 14 * S)["a"] == 2000
 
 
 def test_a_cold_target_starts_at_the_median() -> None:
@@ -136,6 +188,31 @@ def test_more_time_never_means_more_traffic(seconds: float, slower: float) -> No
         served(targets[0].stats, seconds, T0 + i * S // 50)
         served(targets[1].stats, seconds * slower, T0 + i * S // 50)
     assert LeastLatency(explore=0).rank(targets, ask(), T0 + S, Random(1))[0] == 0
+
+
+def test_what_happens_is_seen_within_twenty_milliseconds() -> None:
+    """Scores hold for FRESH_NS: so long is any event unseen, and no longer."""
+    targets = pool("ab")
+    for i in range(50):
+        served(targets[0].stats, 0.2, T0 + i * S // 50)
+        served(targets[1].stats, 0.4, T0 + i * S // 50)
+    policy, now = LeastLatency(explore=0), T0 + S
+    assert policy.rank(targets, ask(), now, Random(1))[0] == 0
+    for _ in range(100):
+        failed(targets[0].stats, now)
+    assert policy.rank(targets, ask(), now + FRESH_NS, Random(1))[0] == 0
+    assert policy.rank(targets, ask(), now + FRESH_NS + 1, Random(1))[0] == 1
+
+
+@given(seen=events, later=st.integers(0, S // 25))
+def test_scores_that_are_kept_are_those_that_would_be_reckoned(seen: list[tuple[int, bool, float]], later: int) -> None:
+    targets = pool()
+    now = live(targets, seen)
+    scored(targets, ask(), now)
+    kept = scored(targets, ask(), now + later)[0]
+    for t in targets:
+        t.stats.seen, t.stats.outlook = Stats().seen, None
+    assert kept == pytest.approx(scored(targets, ask(), now + later)[0], rel=0.1)
 
 
 def test_plain_answers_are_compared_at_one_length() -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from support.routing import T0, S, ask, failed, served, target
 from turnout.route.latency import LATE, Latency
-from turnout.route.policies.least_latency import scored
+from turnout.route.outlook import scored
 from turnout.route.sketch import Sketch
 from turnout.route.stats import Stats
 
@@ -138,6 +138,20 @@ def test_now_and_then_a_slow_answer_is_no_change() -> None:
     assert latency.view(T0 + 4 * S)[0] < 0.32
 
 
+def test_of_a_target_whose_answers_differ_a_lot_the_usual_counts_more() -> None:
+    """Four slow ones in a hundred are its way, not a change: what one more of them moves is less than where all are alike."""
+    moved = []
+    for every in (25, 1000):
+        latency = Latency()
+        for i in range(1, 201):
+            latency.saw(2.0 if i % every == 0 else 0.2, 1000, T0 + i * S // 20)
+        now = T0 + 10 * S
+        before = latency.view(now)[0]
+        latency.saw(2.0, 1000, now)
+        moved.append(latency.view(now)[0] - before)
+    assert moved[0] < 0.8 * moved[1]
+
+
 def test_a_target_that_fails_fast_never_looks_fast() -> None:
     stats = Stats()
     for i in range(20):
@@ -148,6 +162,19 @@ def test_a_target_that_fails_fast_never_looks_fast() -> None:
     assert stats.stream.view(now)[0] == pytest.approx(0.3, rel=0.05)
     assert stats.success(now) < 0.1
     assert stats.in_flight == 0
+
+
+def test_five_failures_in_a_row_outweigh_a_good_past() -> None:
+    stats = Stats()
+    for i in range(300):
+        served(stats, 0.2, T0 + i * S // 50)
+    now = T0 + 6 * S
+    for _ in range(4):
+        failed(stats, now)
+    assert stats.success(now) > 0.95, "bad luck"
+    failed(stats, now)
+    assert stats.success(now) < 0.6
+    assert stats.success(now + 20 * S) > 0.8, "and it may be tried again"
 
 
 @given(st.lists(st.booleans(), max_size=100))

@@ -6,11 +6,13 @@ once, then one of `first` (its first content token, or a whole answer), `failed`
 """
 
 from math import exp2
+from typing import Any
 
-from .latency import HALF_LIFE_S, Latency
+from .latency import FORGET, HALF_LIFE_S, Latency
 from .sketch import Sketch
 
 SUCCESS_HALF_LIFE_S = 5.0  # a success rate is needed sooner than a latency: fallbacks cost their users at once
+DOWN = 5  # failures in a row are a change and no bad luck, as for the breaker: the past then counts a hundredth
 HOPE = 2.0  # attempts' worth of success that is assumed of whoever nothing is known of
 MINUTE = 12  # cells of five seconds
 _CELL_NS = 5_000_000_000
@@ -18,19 +20,23 @@ _RATE = 1.0 / (SUCCESS_HALF_LIFE_S * 1e9)
 TOKENS_RATE = 0.02  # weight of the newest answer in the mean length of answers
 
 
-# Good until, seconds at the usual size, how many answers that rests on, seconds more per unit of size, the usual size,
-# 1 / success.
-Look = tuple[int, float, float, float, float, float]
-FRESH_NS = 5_000_000
-_NEVER: Look = (-1, 0.0, 0.0, 0.0, 0.0, 1.0)
+# Good until, seconds at the usual size, how many answers that rests on, the usual size, 1 / success, and the score as a line
+# over the size of a request: a + b * size, and c at least.
+Look = tuple[int, float, float, float, float, tuple[float, float, float]]
+FRESH_NS = (
+    20_000_000  # what was reckoned holds for so long whatever happens: as the tick by which workers share what they see
+)
+HOLD_NS = 100_000_000  # and so long where nothing happens: a tenth of the short memory's usual half-life
+_NEVER: Look = (-1, 0.0, 0.0, 0.0, 1.0, (0.0, 0.0, 0.0))
+LEAST = 0.25  # of what is usual: a short prompt takes no less
 
 
 class Stats:
     """Of one (route, target)."""
 
     __slots__ = (
-        "_at_ns", "_good", "_minute", "_stamp", "_tried", "begun_ns", "completion", "gap_s", "in_flight", "log", "plain", "prompt_rate",
-        "returned_ns", "seen", "seen_plain", "sketch", "stream", "turns",
+        "_at_ns", "_bad", "_good", "_minute", "_stamp", "_tried", "begun_ns", "completion", "gap_s", "in_flight", "log", "outlook", "outlook_plain", "plain",
+        "prompt_rate", "returned_ns", "seen", "seen_plain", "sketch", "stream", "turns",
     )  # fmt: skip
 
     def __init__(self, half_life_s: float = HALF_LIFE_S, turns: dict[str, int] | None = None) -> None:
@@ -39,6 +45,7 @@ class Stats:
         self.plain = Latency(half_life_s)  # to the whole answer, over its tokens
         self.sketch = Sketch()  # of `stream`
         self._good = self._tried = 0.0
+        self._bad = 0.0  # failures in a row
         self._at_ns = 0
         self.in_flight = 0
         self.begun_ns = 0  # the last attempt
@@ -48,6 +55,8 @@ class Stats:
         self._minute: list[int] = [0] * (2 * MINUTE)  # requests, then tokens, of the last sixty seconds
         self._stamp = 0
         self.seen = self.seen_plain = _NEVER  # the last looks
+        self.outlook: Any = None  # of the route's targets that this is the first of, see outlook.py
+        self.outlook_plain: Any = None
         self.turns = {} if turns is None else turns  # round-robin's
         self.returned_ns = 0  # when its breaker closed again; 0: long ago
         self.log: list[int] | None = None  # attempts that succeeded, that failed, that began: for others, see share.py
@@ -116,10 +125,18 @@ class Stats:
 
     def judge(self, good: float, tried: float, now_ns: int) -> None:
         """`good` of `tried` attempts succeeded."""
+        if good:
+            self._bad = 0.0
+        else:
+            before, self._bad = self._bad, self._bad + tried
+            if before < DOWN <= self._bad:
+                self._good *= FORGET
+                self._tried = self._tried * FORGET + before
         f = exp2((self._at_ns - now_ns) * _RATE) if now_ns > self._at_ns else 1.0
         self._good = self._good * f + good
         self._tried = self._tried * f + tried
         self._at_ns = max(now_ns, self._at_ns)
+        self.seen = self.seen_plain = _NEVER
 
     def _count(self, first: int, n: int, now_ns: int) -> None:
         stamp = now_ns // _CELL_NS
@@ -132,18 +149,17 @@ class Stats:
     # ---- what is known
 
     def look(self, stream: bool, now_ns: int) -> Look:
-        """What a score is made of; it holds for FRESH_NS, so that a busy route does not reckon for every request."""
-        side = self.stream if stream else self.plain
+        """What a score is made of. It is the last one where nothing has happened since and no attempt has become late."""
+        side, seen = (self.stream, self.seen) if stream else (self.plain, self.seen_plain)
+        if not side.news and 0 <= seen[0] - now_ns <= HOLD_NS:
+            return seen
+        side.news = False
         level, w = side.view(now_ns)
-        good = self.success(now_ns)
-        look = (
-            now_ns + FRESH_NS,
-            level,
-            w,
-            side.slope() if side.w > 1.0 else 0.0,
-            side.usual_size,
-            1.0 / good,
-        )
+        slope, usual = side.line()
+        until_ns = min(now_ns + HOLD_NS, side.late_from_ns(level)) if side.waiting else now_ns + HOLD_NS
+        tries = 1.0 / self.success(now_ns)
+        line = (tries * (level - slope * usual), tries * slope, tries * level * LEAST)
+        look = (until_ns, level, w, usual, tries, line)
         if stream:
             self.seen = look
         else:

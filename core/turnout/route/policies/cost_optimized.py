@@ -9,8 +9,8 @@ from msgspec import Meta
 
 from ...exchange import Exchange, Target
 from .. import peek
+from ..outlook import scored
 from ..why import Why
-from .least_latency import scored
 
 ANSWER_TOKENS = 300.0  # of a route without history
 UNPRICED = float("inf")
