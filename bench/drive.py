@@ -4,7 +4,9 @@ The app, the flow, the upstream client and its HTTP parser are the real ones; th
 transport that answers each request with canned bytes on the loop's next turn, in as many pieces as the script says; the
 client is a pair of ASGI callables. Every answer is checked.
 
-    python bench/drive.py small|agent|stream|stream-off [--requests N]     prints microseconds per request
+    python bench/drive.py small|agent|stream|stream-off|hit-small|... [--requests N]     prints microseconds per request
+
+`hit-small`, `hit-agent`: answered from the cache; `miss-small`, `miss-agent`: by the upstream, on a route that has one.
 """
 
 import argparse
@@ -129,6 +131,11 @@ class Driver:
         data = CONFIG
         if kind == "stream-off":  # what a stream would cost that could not be continued elsewhere
             data = {**CONFIG, "routes": [{**CONFIG["routes"][0], "stream": {"on_failure": "terminate"}}]}  # type: ignore[dict-item]
+        cached, _, size = kind.partition("-")
+        self.missing = cached == "miss"
+        if cached in ("hit", "miss"):
+            kind = size
+            data = {**CONFIG, "routes": [{**CONFIG["routes"][0], "cache": {"exact": {"ttl_s": 3600}}}]}  # type: ignore[dict-item]
         loaded = load_data(data, resolver=lambda ref: KEY)
         self.app = App(loaded.config, ring=Ring(memory, 1 << 20))
         self.stream = kind.startswith("stream")
@@ -140,6 +147,9 @@ class Driver:
             pieces = [head + pieces[0], *pieces[1:-1], pieces[-1] + b"0\r\n\r\n"]
         else:
             pieces = [answer()]
+        if self.missing:
+            self.count = 0
+            self.body = self.plain = b'{"seed": 00000000,' + self.body[1:]
         transport = _Transport(loop, pieces)
         conn = Connection(self.app.client, self.app.client.origins[0])
         conn.connection_made(transport)  # type: ignore[arg-type]
@@ -173,6 +183,9 @@ class Driver:
 
     async def one(self) -> None:
         self.out.clear()
+        if self.missing:
+            self.count += 1
+            self.body = b'{"seed": %08d,' % (10_000_000 + self.count) + self.plain[18:]
         await self.app(self.scope, self._receive, self._send)
         whole = b"".join(self.out)
         assert self.head["status"] == 200, self.head
@@ -199,7 +212,7 @@ async def run(kind: str, requests: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("kind", choices=("small", "agent", "stream", "stream-off"))
+    parser.add_argument("kind", choices=("small", "agent", "stream", "stream-off", "hit-small", "hit-agent", "miss-small", "miss-agent"))
     parser.add_argument("--requests", type=int, default=5000)
     args = parser.parse_args()
     print(f"{uvloop.run(run(args.kind, args.requests)):.2f} us per request")

@@ -26,7 +26,7 @@ from drive import Driver  # noqa: E402
 
 AT_ONCE = 2
 WARM_UP = 20  # the interpreter has specialized its bytecode by then (8 calls, PEP 659), pools and caches are filled
-WHOLE = {"small": 150, "agent": 60, "stream": 12}  # whole requests: how often
+WHOLE = {"small": 150, "agent": 60, "stream": 12, "hit-small": 150, "hit-agent": 60, "miss-small": 60, "miss-agent": 30}  # whole requests: how often
 
 
 def run_case(case: Case, loops: int) -> None:

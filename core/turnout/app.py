@@ -14,14 +14,19 @@ import msgspec
 
 from . import __version__
 from .admit.keys import Keyring
+from .cache.policy import LOOKED_AT, Policy
+from .cache.shelf import Shelf
+from .cache.tier import Tier
 from .catalog import Catalog, patience_ms
 from .clock import SystemClock
-from .config.model import Config
+from .config.model import Config, RouteConfig
+from .config.version import facts_of, version_of
 from .exchange import Ability, Exchange, Receive, Route, Send, Target
 from .flow import Flow
 from .ingress import sharing
 from .ingress.caller import Callers
 from .ingress.endpoints import Endpoints
+from .ingress.lifespan import lifespan
 from .ingress.question import Question, answer
 from .route.health import Breaker
 from .route.hedge import Hedge, Purse
@@ -63,8 +68,9 @@ class App:
         simulators: dict[str, str] | None = None,
         make_client: Callable[[asyncio.AbstractEventLoop, Callable[[], int]], Any] = Client,
         window: Callable[[str], Cells | None] = lambda name: None,
+        board: Tier | None = None,
     ) -> None:
-        """`window(name)`: cells for this name that all workers count in; None where there are none to share."""
+        """`board`: what the workers of this host share their caches through. `window(name)`: cells for this name that all workers count in; None where there are none to share."""
         self._loop = asyncio.get_running_loop()
         self._clock = SystemClock()
         self._rng = Random()
@@ -83,6 +89,7 @@ class App:
         self._stats: dict[tuple[str, str, str, float], Stats] = {}
         self._turns: dict[str, dict[str, int]] = {}
         self._shares: list[Share] = []
+        self.shelf = Shelf(config.cache, board)
         self._depot: Depot | None = None
         self._closing: asyncio.Task[None] | None = None
         flow = self._build(config, version, simulators or {})
@@ -121,6 +128,7 @@ class App:
             self._closing = self._loop.create_task(depot.close())
         self.client.retire(before)
         self.endpoints.flow = flow
+        self.shelf.memory.resize(*config.cache.bounds)
         self.endpoints.sample = self._sample(config)
         self.callers.body_ns = config.listen.body_timeout_ms * 1_000_000
 
@@ -162,6 +170,7 @@ class App:
         out["turnout_workers"] = {(): 1}
         if self._ring is not None:
             out["turnout_records_dropped_total"] = {(): self._ring.dropped}
+        out.update(self.shelf.memory.seen())
         if self._depot is not None:
             out.update(sharing.seen(self._depot))
         for key, breaker in self._breakers.items():
@@ -204,27 +213,35 @@ class App:
         def targets(spec: TargetSpec, route: RouteSpec | None) -> tuple[Target, ...]:
             return tuple(self._target(spec, route, account, catalog) for account in accounts[spec.provider])
 
-        routes = [self._route(spec, config, tuple(targets(t, spec) for t in leaves(spec))) for spec in config.routes]
+        looked_at = LOOKED_AT if any(spec.cache is not None for spec in config.routes) else ()
+        reader = RequestReader((*looked_at, *{name for spec in config.routes for name in spec.set}))
+        routes = [
+            self._route(spec, config, reader.names, tuple(targets(t, spec) for t in leaves(spec)))
+            for spec in config.routes
+        ]
         direct = {}
         for name in config.providers:
             # Past the routes one asks for what this very provider says: as it comes, and nobody goes on for it.
-            spec = RouteSpec(
+            spec = RouteConfig(
                 name=name,
                 match=Match(model=f"{name}/*"),
                 targets=[TargetSpec(provider=name)],
                 stream=StreamSpec(on_failure="terminate", tool_calls="pass"),
             )
-            direct[name] = self._route(spec, config, (targets(spec.targets[0], spec),), strip_prefix=True)
+            direct[name] = self._route(spec, config, reader.names, (targets(spec.targets[0], spec),), strip_prefix=True)
         return Flow(
             version=version,
             keyring=Keyring(config.auth.keys, open_door=self._dev),
             routes=Routes(routes, direct, self._rng),
-            reader=RequestReader(tuple({name for spec in config.routes for name in spec.set})),
+            reader=reader,
             catalog=catalog,
             clock=self._clock,
             rng=self._rng,
             settled=self._settled,
             body_limit=config.most_body_bytes,
+            shelf=self.shelf,
+            tier=self.shelf.tier(self.depot(config)) if looked_at else None,
+            meter=self.metrics,
         )
 
     def _accounts(
@@ -312,7 +329,12 @@ class App:
         return Hedge(spec.hedge, self._purses[key])
 
     def _route(
-        self, spec: RouteSpec, config: Config, groups: tuple[tuple[Target, ...], ...], strip_prefix: bool = False
+        self,
+        spec: RouteConfig,
+        config: Config,
+        names: Sequence[str],
+        groups: tuple[tuple[Target, ...], ...],
+        strip_prefix: bool = False,
     ) -> Route:
         key = (spec.name, spec.retries.budget)
         if key not in self._budgets:
@@ -321,6 +343,8 @@ class App:
         stream = spec.stream
         if stream.on_failure == "restart" and stream.restart_window is None:
             stream = msgspec.structs.replace(stream, restart_window=RestartWindow())
+        sets = tuple((name.encode(), msgspec.json.encode(value)) for name, value in spec.set.items())
+        asks = spec.cache
         return Route(
             name=spec.name,
             match=spec.match.model,
@@ -336,30 +360,11 @@ class App:
             idle_ms=spec.timeouts.idle_ms,
             total_ms=spec.timeouts.total_ms,
             max_body_bytes=spec.max_body_bytes or config.listen.max_body_bytes,
-            sets=tuple((name.encode(), msgspec.json.encode(value)) for name, value in spec.set.items()),
+            sets=sets,
             header=(b"x-turnout-route", header_value(spec.name)),
             strip_prefix=strip_prefix,
+            cache=Policy(asks, names, version_of(spec, config), sets, facts_of(spec)) if asks is not None else None,
         )
-
-
-async def lifespan(
-    receive: Receive, send: Send, start: Callable[[], None] | None, stop: Callable[[], Awaitable[None]]
-) -> None:
-    """The ASGI lifespan protocol: `start` before the first request, `stop` once no new connection is taken."""
-    while True:
-        event = await receive()
-        if event["type"] == "lifespan.startup":
-            try:
-                if start is not None:
-                    start()
-            except Exception as exc:
-                await send({"type": "lifespan.startup.failed", "message": str(exc)})
-                return
-            await send({"type": "lifespan.startup.complete"})
-        elif event["type"] == "lifespan.shutdown":
-            await stop()
-            await send({"type": "lifespan.shutdown.complete"})
-            return
 
 
 class _FromFile:

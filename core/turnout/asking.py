@@ -46,6 +46,8 @@ class Asking:
         route = x.route
         assert route is not None
         ranked = self._routes.rank(route, x, now_ns or self.now()) if targets is None else targets
+        if route.cache is not None and x.wanted is None:
+            x.wanted = ranked[0].model or x.own_model
         return Attempts(ranked, route.retries_max, route.budget, x.deadline_ns, self._rng)
 
     async def attempts(

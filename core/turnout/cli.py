@@ -90,6 +90,15 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--dev", action="store_true", help="as `serve --dev` would take the file")
     explain.set_defaults(run=_explain)
 
+    cache = commands.add_parser("cache", help="what a running gateway's cache holds, and letting go of it")
+    cache.add_argument("--admin", metavar="URL", required=True, help="its admin key is read from TURNOUT_ADMIN_KEY")
+    cache.add_argument("--purge", action="store_true", help="count what fits the options below (with none: everything)")
+    cache.add_argument("--yes", action="store_true", help="... and let it go")
+    cache.add_argument("--entry", default="", metavar="KEY", help="as x-turnout-cache-key says it, or its beginning")
+    for name in ("tag", "model", "key", "route", "tenant"):
+        cache.add_argument(f"--{name}", default="")
+    cache.set_defaults(run=_cache)
+
     init = commands.add_parser("init", help="write a commented config to begin with")
     init.add_argument("file", metavar="FILE", nargs="?", default="turnout.yaml")
     init.set_defaults(run=_init)
@@ -241,6 +250,27 @@ def _check(args: argparse.Namespace) -> int:
 def _warn(problems: Sequence[Problem], name: str) -> None:
     for problem in problems:
         say(f"warning: {problem.show(name)}")
+
+
+def _cache(args: argparse.Namespace) -> int:
+    from .explaining import ask_admin, purge_gateway
+
+    key = os.environ.get("TURNOUT_ADMIN_KEY", "")
+    fields = {name: getattr(args, name) for name in ("entry", "tag", "model", "key", "route", "tenant")}
+    if not args.purge and (args.yes or any(fields.values())):
+        say("turnout cache: these options go with --purge")
+        return EXIT_USAGE
+    try:
+        if args.purge:
+            found = purge_gateway(args.admin, {**fields, "dry": not args.yes}, key)
+            verb = "would go; --yes lets them" if found["dry"] else "went"
+            print(f"{found['entries']} entries ({found['bytes']} bytes) of {found['workers']} workers {verb}")
+        else:
+            print(json.dumps(ask_admin(args.admin, "/admin/cache", key), indent=2))
+    except (OSError, ValueError) as wrong:
+        say(f"turnout cache: {wrong}")
+        return 1
+    return 0
 
 
 def _explain(args: argparse.Namespace) -> int:

@@ -76,6 +76,8 @@ TABLE: dict[str, Row] = {
     "no_seam": Row(502, "upstream_error", "upstream_stream_interrupted", GATEWAY, OTHER),  # its answer cannot be joined
     "no_target": Row(503, "upstream_error", "no_target_available", GATEWAY),
     "draining": Row(503, "server_error", "shutting_down", GATEWAY),
+    # RFC 9111, 5.2.1.7: nothing is kept that would answer the request, and it must not be asked for
+    "not_cached": Row(504, "invalid_request_error", "not_cached", GATEWAY),
     "internal": Row(500, "server_error", "internal_error", GATEWAY),
 }
 

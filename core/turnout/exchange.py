@@ -89,6 +89,14 @@ class Cut(msgspec.Struct, array_like=True):
         return f"{self.origin}{to} after={self.chars} chars reason={self.reason}"
 
 
+class Saved(msgspec.Struct, array_like=True):
+    """What a request got without an upstream call of its own: whose answer it was, and what that would have cost."""
+
+    provider: str
+    model: str
+    cost_nanos: int
+
+
 class Ability(msgspec.Struct):
     """What is known of a target's ways, corrected as it is asked."""
 
@@ -145,6 +153,7 @@ class Route(msgspec.Struct, kw_only=True):
     sets: tuple[tuple[bytes, bytes], ...] = ()  # (field name, JSON value) written over the client's
     header: tuple[bytes, bytes]  # x-turnout-route
     strip_prefix: bool = False  # a direct route: `provider/model` goes on as `model`
+    cache: Any = None  # cache.policy.Policy, where the route asks for one
 
     def __post_init__(self) -> None:
         self.heads = tuple(group[0] for group in self.groups)
@@ -200,6 +209,9 @@ class Exchange(msgspec.Struct, kw_only=True):
     cuts: list[Cut] = []
     fault: Fault | None = None  # how it ended, if badly
     cache: str = OFF
+    cache_key: str = ""  # what the cache knows the answer by, the beginning of it
+    wanted: str | None = None  # the model of the target that would have been first; on routes with a cache
+    saved: Saved | None = None
     guard: str = "none"
 
     admitted_ns: int = 0

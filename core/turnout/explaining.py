@@ -1,4 +1,4 @@
-"""`turnout explain`: the question put to a config, or to a gateway that runs."""
+"""`turnout explain` and `turnout cache`: questions put to a config, or to a gateway that runs."""
 
 import asyncio
 import json
@@ -13,7 +13,7 @@ from .config.load import Loaded
 from .ingress.question import Question
 from .route.explain import show
 
-__all__ = ["ask_file", "ask_gateway", "show"]
+__all__ = ["ask_admin", "ask_file", "ask_gateway", "purge_gateway", "show"]
 
 WAIT_S = 5.0
 
@@ -39,12 +39,29 @@ def ask_gateway(admin: str, fields: Mapping[str, Any], headers: Mapping[str, str
         raise ValueError("a running gateway is asked about a route: give --route")
     query = {k: str(v).lower() if isinstance(v, bool) else v for k, v in fields.items() if k != "route"}
     query |= {f"header.{name}": value for name, value in headers.items()}
-    url = f"{admin.rstrip('/')}/admin/routes/{quote(fields['route'], safe='')}?{urlencode(query)}"
-    request = urllib.request.Request(url, headers={"authorization": f"Bearer {key}"} if key else {})
+    path = f"/admin/routes/{quote(fields['route'], safe='')}?{urlencode(query)}"
+    workers: list[dict[str, Any]] = ask_admin(admin, path, key)["workers"]
+    return workers
+
+
+def ask_admin(admin: str, path: str, key: str, method: str = "GET", wait_s: float = WAIT_S) -> dict[str, Any]:
+    """What the admin listener answers. Raises OSError, and ValueError for what it answers otherwise."""
+    if urlsplit(admin).scheme not in ("http", "https"):
+        raise ValueError(f"{admin!r} is not the URL of an admin listener")
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    request = urllib.request.Request(admin.rstrip("/") + path, headers=headers, method=method)
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(request, timeout=WAIT_S) as answer:
-            workers: list[dict[str, Any]] = json.load(answer)["workers"]
-            return workers
+        with opener.open(request, timeout=wait_s) as answer:
+            found: dict[str, Any] = json.load(answer)
+            return found
     except urllib.error.HTTPError as wrong:
         raise ValueError(f"the gateway answered {wrong.code}: {wrong.read(2000).decode(errors='replace')}") from None
+
+
+def purge_gateway(admin: str, fields: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """Lets kept answers go, or with `dry` counts them. Raises as `ask_admin`."""
+    query = {
+        name: str(value).lower() if isinstance(value, bool) else value for name, value in fields.items() if value != ""
+    }
+    return ask_admin(admin, f"/admin/cache/purge?{urlencode(query)}", key, "POST", 30.0)

@@ -2,7 +2,7 @@
 
     ingress -> admit -> guard -> cache -> route -> upstream -> stream -> account -> telemetry
 
-A stage is a plain function and returns None to carry on or a `Reply` to answer now; it is async only where it may wait.
+The cache comes behind `route` in the code: only the route says whether there is one. A stage is a plain function and returns None to carry on or a `Reply` to answer now; it is async only where it may wait.
 A failure is a `Fault`. However a request ends, also by cancellation, it passes once through `settle`.
 """
 
@@ -14,11 +14,16 @@ from typing import Any, Protocol
 from .account.cost import usd
 from .admit.keys import Keyring
 from .asking import Asking
+from .cache.needs import Meter
+from .cache.shelf import Shelf
+from .cache.tier import Tier
+from .caching import Caching
 from .catalog import Catalog
 from .clock import Clock
 from .errors import TABLE, Fault, error_body
-from .exchange import Exchange, Headers, Reply
+from .exchange import Exchange, Headers, Reply, Route
 from .hedging import hedged
+from .joining import Joining
 from .marks import Marks
 from .route.stage import Routes
 from .streaming import Passage, assemble
@@ -66,6 +71,9 @@ class Flow:
         rng: Random,
         settled: Callable[[Exchange], None],
         body_limit: int,
+        shelf: Shelf,
+        tier: Tier | None,
+        meter: Meter,
     ) -> None:
         self.version = version
         self.keyring = keyring
@@ -75,7 +83,27 @@ class Flow:
         self._asking = Asking(routes=routes, reader=reader, catalog=catalog, clock=clock, rng=rng)
         self._settled = settled
         self._body_limit = body_limit
-        self.marks = Marks(version, clock.now_ns)
+        self.marks = marks = Marks(version, clock.now_ns)
+        self.tier = tier
+        joining = Joining(
+            line=self,
+            marks=marks,
+            stream_headers=STREAM_HEADERS,
+            memory=shelf.memory,
+            flights=shelf.flights,
+            tier=tier,
+            clock=clock,
+            rng=rng,
+            meter=meter,
+        )
+        self.caching = Caching(
+            line=self,
+            marks=marks,
+            stream_headers=STREAM_HEADERS,
+            memory=shelf.memory,
+            joining=joining,
+            clock=clock,
+        )
 
     # ---- the line ----------------------------------------------------------------------------------------------
 
@@ -85,11 +113,9 @@ class Flow:
             self.admit(x, key)
             x.body = await caller.read_body(self._body_limit)
             self.read(x)
-            self.route(x)
-            if x.stream:
-                await self.stream(x, caller)
-            else:
-                await self.plain(x, caller)
+            route = self.route(x)
+            if route.cache is None or not await self.caching.answered(x, caller):
+                await self.answer(x, caller)
         except Fault as fault:
             x.fault = fault
             await self.refuse(x, fault, caller)
@@ -118,7 +144,7 @@ class Flow:
             x.asked_usage = reader.asked_usage(body, spans)
         x.parsed_ns = self._now()
 
-    def route(self, x: Exchange) -> None:
+    def route(self, x: Exchange) -> Route:
         """Which route, and by when it must be over."""
         x.route = route = self.routes.find(x)
         x.assemble = route.assemble and not x.stream and x.surface.can_stream
@@ -127,6 +153,11 @@ class Flow:
         total_ms = min(route.total_ms, x.timeout_ms) if x.timeout_ms else route.total_ms
         x.deadline_ns = x.started_ns + total_ms * 1_000_000
         x.routed_ns = self._now()
+        return route
+
+    def answer(self, x: Exchange, caller: Caller) -> Awaitable[None]:
+        """By asking the route's targets."""
+        return self.stream(x, caller) if x.stream else self.plain(x, caller)
 
     async def plain(self, x: Exchange, caller: Caller) -> None:
         """A whole answer at once."""

@@ -38,14 +38,19 @@ class Marks:
 
     def note(self, x: Exchange, target: Target) -> bytes:
         """A comment in the stream with what would have been headers, had the head waited."""
-        pairs = b" ".join(name + b"=" + value for name, value in self._story(x, target))
+        return self.late(self._story(x, target))
+
+    @staticmethod
+    def late(headers: Headers) -> bytes:
+        """Headers that are known only when the head is out, as such a comment."""
+        pairs = b" ".join(name + b"=" + value for name, value in headers if name.startswith(b"x-turnout-"))
         return b": turnout " + pairs.replace(b"x-turnout-", b"") + b"\n\n"
 
-    def closing(self, x: Exchange, target: Target) -> bytes:
+    def closing(self, x: Exchange, target: Target | None) -> bytes:
         """The closing event of a stream, for a client that asked for it: what a plain answer says in its headers."""
         story = {n.decode().removeprefix("x-turnout-"): v.decode() for n, v in self._story(x, target)}
         story["request-id"] = x.id
-        if x.attempts[-1].priced:
+        if not x.attempts or x.attempts[-1].priced:
             story["cost-usd"] = usd(x.cost_nanos)
         usage = x.usage or Usage()
         tokens = {"prompt_tokens": usage.prompt, "completion_tokens": usage.completion, "estimated": usage.estimated}
@@ -62,6 +67,8 @@ class Marks:
             out.append((b"x-turnout-attempts", b"%d" % tries))
             out.append((b"x-turnout-fallback", x.fallback.encode() if tries > 1 else b"none"))
             out.append((b"x-turnout-cache", x.cache.encode()))
+            if x.cache_key:
+                out.append((b"x-turnout-cache-key", x.cache_key.encode()))
         if target is not None:
             out += target.head
             if target.model is None:

@@ -20,10 +20,12 @@ if _built is not None:
     Counters: Any = _built.Counters
     FieldScanner: Any = _built.FieldScanner
     StreamScanner: Any = _built.StreamScanner
+    canonical: Any = _built.canonical
     read_answer: Any = _built.read_answer
     read_usage: Any = _built.read_usage
 else:
     from .twin.answer import read_answer, read_usage  # noqa: F401
+    from .twin.canonical import canonical  # noqa: F401
     from .twin.counters import Counters  # noqa: F401
     from .twin.scan import FieldScanner  # noqa: F401
     from .twin.sse import StreamScanner  # noqa: F401

@@ -19,10 +19,12 @@ import uvloop
 
 from . import native
 from .app import App
+from .cache.purge import Purge, purge
 from .config.load import from_wire
 from .config.model import Config
 from .ingress import control
 from .ingress.question import Question
+from .state.board import Board
 from .state.remote import Remote
 from .state.table import Cells, row
 from .telemetry import metrics
@@ -55,6 +57,7 @@ class Worker:
             simulators=first["simulators"],
             make_client=make_client,
             window=lambda name: row(cells, name),
+            board=Board(first["board"]) if first["board"] else None,
         )
         self._server = make_server(app)
         serving = asyncio.create_task(self._server.serve())
@@ -82,20 +85,31 @@ class Worker:
             except (asyncio.IncompleteReadError, ConnectionError):
                 os._exit(1)  # the supervisor is gone
             if kind == "metrics":
-                self._say("metrics", [value, metrics.encode(self._app.snapshot())])
+                self._say("metrics", [value[0], metrics.encode(self._app.snapshot())])
             elif kind == "config":
                 try:
                     config = from_wire(value["data"], value["secrets"])
+                    if value["board"] and self._app.shelf.board is None:  # no route had a cache until now
+                        self._app.shelf.board = Board(value["board"])
                     self._app.apply(config, value["version"], value["simulators"])
                     self._server.apply(config.listen)
                     self._say("applied", value["version"])
                 except Exception as exc:  # checked by the supervisor before; the old config stays in force
                     self._say("failed", f"{type(exc).__name__} while applying config {value['version']}")
             elif kind == "explain":
-                self._say("explained", [value[0], self._app.explain(msgspec.convert(value[1], Question))])
+                self._say("answer", [value[0], self._app.explain(msgspec.convert(value[1], Question))])
+            elif kind == "purge":
+                self._purging = asyncio.create_task(self._purge(*value))
             elif kind == "drain":
                 self._app.drain(value)
                 self._done.set()
+
+    async def _purge(self, number: int, what: dict[str, Any]) -> None:
+        asked = msgspec.convert(what, Purge)
+        tier = self._app.endpoints.flow.tier
+        if not asked.dry and tier is not None:
+            await tier.purged(asked)  # before our own: what is fetched meanwhile is let go with the rest
+        self._say("answer", [number, await purge(self._app.shelf.memory, asked)])
 
 
 def engine_of(name: str, fd: int, config: Config) -> tuple[Callable[..., Any], Callable[[App], Any]]:

@@ -1,4 +1,4 @@
-"""The ledger: one row per attempt, appended to `<state_dir>/ledger/YYYY-MM-DD.jsonl` (UTC day of the request).
+"""The ledger: one row per attempt, and one per answer from the cache, appended to `<state_dir>/ledger/YYYY-MM-DD.jsonl` (UTC day of the request).
 
 It promises that a row once written stays, that a row is a whole line, and that a full disk loses nothing until 16 MiB
 wait in memory; then it drops, counts and keeps saying so. A crash of the machine loses at most the last second: rows
@@ -17,7 +17,7 @@ from typing import Protocol
 import msgspec
 
 from ..clock import stamp
-from ..exchange import Attempt
+from ..exchange import OFF, Attempt, Saved
 
 MOST_WAITING_BYTES = 16 * 1024 * 1024
 RETRY_NS = 1_000_000_000  # after a failure, and between two syncs
@@ -39,15 +39,17 @@ class Ended(Protocol):
     stream: bool
     fault: str
     attempts: list[Attempt]
+    cache: str
+    saved: Saved | None
 
 
 class Row(msgspec.Struct, kw_only=True, gc=False):
-    """One attempt. Money in whole nano-dollars, times in ms, tokens in OpenAI's sense (cached are in prompt)."""
+    """One attempt, or an answer that took none (`attempt` 0, cause `cache`: it cost nothing). Money in whole nano-dollars, times in ms, tokens in OpenAI's sense (cached are in prompt)."""
 
     ts: str  # when the request came in, RFC 3339 UTC
     request_id: str
     attempt: int  # 1 = the first
-    cause: str  # first | fallback | retry | cut-over
+    cause: str  # first | fallback | retry | cut-over | cache
     route: str = ""
     key: str = ""
     tenant: str = ""
@@ -66,6 +68,8 @@ class Row(msgspec.Struct, kw_only=True, gc=False):
     estimated: bool = False  # counted by us, the provider gave no number
     cost_nanos: int = 0
     priced: bool = True  # false: no price is known, cost_nanos is not the cost
+    cache: str = ""  # the request's outcome, on routes that have one
+    saved_nanos: int = 0  # what an upstream call would have cost
     started_ms: float = 0.0  # after `ts`
     took_ms: float = 0.0
     ttft_ms: float | None = None  # from the attempt's start
@@ -89,9 +93,10 @@ def served(ended: Ended) -> int:
 
 def rows_of(ended: Ended) -> list[Row]:
     """The rows of a request, in the order of its attempts. About 2 us each."""
-    if not ended.attempts:
-        return []
     ts = stamp(ended.wall_ns)
+    cache = "" if ended.cache == OFF else ended.cache
+    if not ended.attempts:
+        return [] if ended.saved is None else [_saved(ended, ended.saved, ts, cache)]
     winner = served(ended)
     out: list[Row] = []
     for i, a in enumerate(ended.attempts):
@@ -112,6 +117,7 @@ def rows_of(ended: Ended) -> list[Row]:
             reason=a.reason,
             cost_nanos=a.cost_nanos,
             priced=a.priced,
+            cache=cache,
             started_ms=round((a.started_ns - ended.started_ns) / 1e6, 3),
             took_ms=round(((a.ended_ns or ended.ended_ns) - a.started_ns) / 1e6, 3),
             ttft_ms=round((a.first_content_ns - a.started_ns) / 1e6, 3) if a.first_content_ns else None,
@@ -123,6 +129,27 @@ def rows_of(ended: Ended) -> list[Row]:
             row.cache_write_tokens, row.reasoning_tokens, row.estimated = u.cache_write, u.reasoning, u.estimated
         out.append(row)
     return out
+
+
+def _saved(ended: Ended, saved: Saved, ts: str, cache: str) -> Row:
+    """The row of an answer that nobody was asked for."""
+    return Row(
+        ts=ts,
+        request_id=ended.id,
+        attempt=0,
+        cause="cache",
+        route=ended.route,
+        key=ended.key,
+        tenant=ended.tenant,
+        session=ended.session,
+        provider=saved.provider,
+        model=saved.model,
+        stream=ended.stream,
+        cache=cache,
+        saved_nanos=saved.cost_nanos,
+        took_ms=round((ended.ended_ns - ended.started_ns) / 1e6, 3),
+        served=not ended.fault,
+    )
 
 
 class _Day:

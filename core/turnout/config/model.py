@@ -6,6 +6,7 @@ import msgspec
 from msgspec import Meta
 
 from ..admit.spec import AuthSpec
+from ..cache.spec import CacheSpec, MemorySpec
 from ..catalog import Override
 from ..route.spec import RouteSpec
 from ..secret import Certificate, Pem, Secret
@@ -57,20 +58,32 @@ class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         return RedisSpec(url=self.redis) if isinstance(self.redis, str) else self.redis
 
 
+class RouteConfig(RouteSpec, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A route with all that rooms beside `route` have to say about it."""
+
+    cache: CacheSpec | None = None
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One whole configuration. It is checked as a whole and swapped as a whole."""
 
     providers: dict[str, Provider]
-    routes: list[RouteSpec]
+    routes: list[RouteConfig]
     listen: Listen = Listen()
     auth: AuthSpec = AuthSpec()
     admin: Admin = Admin()
     log: LogSpec = LogSpec()
     telemetry: TelemetrySpec = TelemetrySpec()
     state: State = State()
+    cache: MemorySpec = MemorySpec()
     models: dict[str, Override] = {}  # prices and sizes over the built-in catalog's
 
     @property
     def most_body_bytes(self) -> int:
         """The largest request body that any route takes; until the route is known this is the limit."""
         return max([self.listen.max_body_bytes, *(route.max_body_bytes or 0 for route in self.routes)])
+
+    @property
+    def needs_board(self) -> bool:
+        """Whether workers share a cache, and have no Redis to do it through."""
+        return self.state.shared is None and any(route.cache is not None for route in self.routes)

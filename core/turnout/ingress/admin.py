@@ -1,7 +1,8 @@
 """The admin listener: a second socket with a key of its own, answered by the supervisor for all workers.
 
 GET /healthz, GET /metrics (Prometheus), GET /admin/status, POST /admin/reload, GET /admin/routes and /admin/routes/NAME
-(what each worker would do with a request now). A data key opens none of them.
+(what each worker would do with a request now), GET /admin/cache (hits by route and tenant), POST /admin/cache/purge
+(`dry=false` does it). A data key opens none of them.
 """
 
 import asyncio
@@ -11,6 +12,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import msgspec
 
+from ..cache.purge import Purge
 from ..config.model import Admin as AdminSpec
 from ..errors import error_body
 from ..secret import Secret
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 HEAD_S = 5.0
 MOST_HEAD = 16 * 1024
 MOST_CONNECTIONS = 64
+PURGE_S = 30.0  # how long workers have to look through their caches
 
 
 class Admin:
@@ -93,6 +96,10 @@ class Admin:
             return 200, b"application/json", msgspec.json.encode({name: _by_worker(r) for name, r in reports.items()})
         if method == "GET" and path.startswith("/admin/routes/"):
             return await self._explain(unquote(path.removeprefix("/admin/routes/")), url.query)
+        if (method, path) == ("GET", "/admin/cache"):
+            return 200, b"application/json", msgspec.json.encode(cache_view(await self._supervisor.snapshot()))
+        if (method, path) == ("POST", "/admin/cache/purge"):
+            return await self._purge(url.query)
         return _error(404, f"unknown request URL: {method[:20]} {path[:200]}", "unknown_url")
 
     async def _explain(self, name: str, query: str) -> tuple[int, bytes, bytes]:
@@ -111,6 +118,18 @@ class Admin:
             return _error(400, str(wrong), "bad_query")
         reports = _by_worker(await self._supervisor.explain(question))
         return 200, b"application/json", msgspec.json.encode(reports)
+
+    async def _purge(self, query: str) -> tuple[int, bytes, bytes]:
+        """`?entry=&tag=&model=&key=&route=&tenant=&dry=`."""
+        try:
+            what = msgspec.convert(dict(parse_qsl(query)), Purge, strict=False)
+        except msgspec.ValidationError as wrong:
+            return _error(400, str(wrong), "bad_query")
+        if said := what.wrong():
+            return _error(400, said, "bad_query")
+        reports = await self._supervisor.ask("purge", msgspec.to_builtins(what), PURGE_S)
+        total = {name: sum(report[name] for report in reports.values()) for name in ("entries", "bytes")}
+        return 200, b"application/json", msgspec.json.encode({"dry": what.dry, **total, "workers": len(reports)})
 
     def _may(self, headers: dict[str, str]) -> bool:
         if self._key is None:  # only possible on a loopback address, see config/check.py
@@ -134,6 +153,31 @@ class Admin:
             ],
             "redis": s.sharing.status() if s.sharing is not None else None,
         }
+
+
+def cache_view(snapshot: metrics.Snapshot) -> dict[str, Any]:
+    """What the caches of all workers did, by route and tenant."""
+
+    def by(name: str, labels: tuple[str, ...] = ()) -> float:
+        found = snapshot.get(name, {}).get(labels, 0)
+        return found if not isinstance(found, list) else 0
+
+    tenants: dict[tuple[str, str], dict[str, Any]] = {}
+    for (route, tenant, outcome), count in snapshot.get("turnout_cache_requests_total", {}).items():
+        row = tenants.setdefault(
+            (route, tenant), {"route": route, "tenant": tenant, "hits": 0, "misses": 0, "bypasses": 0}
+        )
+        row[{"miss": "misses", "bypass": "bypasses"}.get(outcome, "hits")] += count
+    for row in tenants.values():
+        looked = row["hits"] + row["misses"]
+        row["hit_rate"] = round(row["hits"] / looked, 4) if looked else None
+    saved = snapshot.get("turnout_cache_saved_usd_total", {})
+    return {
+        "entries": by("turnout_cache_entries"),
+        "bytes": by("turnout_cache_bytes"),
+        "saved_usd": {route: round(usd, 9) for (route,), usd in saved.items() if not isinstance(usd, list)},
+        "by_tenant": [row for _, row in sorted(tenants.items())],
+    }
 
 
 def _by_worker(reports: dict[int, Any]) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """What supervisor and workers say to each other over a socket pair: MessagePack with a length in front.
 
-Supervisor to worker: ("config", {version, data, secrets, simulators}), ("metrics", number), ("drain", seconds),
-("explain", [number, question]).
+Supervisor to worker: ("config", {version, data, secrets, simulators}), ("metrics", [number, None]), ("drain", seconds),
+("explain", [number, question]), ("purge", [number, purge]).
 Worker to supervisor: ("ready", pid), ("applied", version), ("metrics", [number, snapshot]), ("failed", message),
-("explained", [number, report]).
+("answer", [number, report]).
 """
 
 import asyncio

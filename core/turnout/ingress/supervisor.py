@@ -83,6 +83,7 @@ class Supervisor:
         self._recorder: subprocess.Popen[bytes] | None = None
         self._counters_fd = table.memory()  # what workers count together outlives each of them
         self._state: StateProcess | None = None  # where they have no shared memory
+        self._board: StateProcess | None = None  # what they keep for each other, where a route has a cache
         self.sharing: Sharing | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = asyncio.Event()
@@ -146,10 +147,10 @@ class Supervisor:
             if self._path:  # the new config may take secrets from other files
                 self._watch = Watch.over(self._path, self.loaded)
             self._start_simulators()
+            self._start_sharing()
             for slot in self.slots:
                 self._send(slot, "config", self._config_message())
             self._settings()
-            self._start_sharing()
             self.say(f"config version {self.version} ({self.loaded.digest}) in force")
             if self._engine == "granian" and old.listen.tls and self.loaded.config.listen.tls != old.listen.tls:
                 self.say("warning: listen.tls: changed: engine granian takes it over at the next start")
@@ -188,8 +189,9 @@ class Supervisor:
             if self._recorder.poll() is None:
                 self._recorder.kill()
                 self._recorder.wait()
-        if self._state is not None:
-            self._state.stop()
+        for helper in (self._state, self._board):
+            if helper is not None:
+                helper.stop()
         if self._simulator is not None:
             self._simulator.stop()
 
@@ -220,12 +222,9 @@ class Supervisor:
                 if kind == "ready":
                     slot.applied = self.version
                     slot.ready.set()
-                elif kind == "metrics":
-                    slot.last = metrics.decode(value[1])
-                    answer = slot.answers.pop(value[0], None)
-                    if answer is not None and not answer.done():
-                        answer.set_result(slot.last)
-                elif kind == "explained":
+                elif kind in ("metrics", "answer"):
+                    if kind == "metrics":
+                        slot.last = metrics.decode(value[1])
                     answer = slot.answers.pop(value[0], None)
                     if answer is not None and not answer.done():
                         answer.set_result(value[1])
@@ -268,22 +267,23 @@ class Supervisor:
             "engine": self._engine,
             "simulators": self.simulators,
             "state": self._state.address if self._state is not None else b"",
+            "board": self._board.address if self._board is not None else b"",
         }
 
     # ---- metrics
 
-    async def explain(self, question: Question, wait_s: float = 1.0) -> dict[int, Any]:
+    async def explain(self, question: Question) -> dict[int, Any]:
         """What every worker would do with such a request."""
-        return await self._ask("explain", lambda number: [number, msgspec.to_builtins(question)], wait_s)
+        return await self.ask("explain", msgspec.to_builtins(question))
 
-    async def _ask(self, kind: str, value: Callable[[int], Any], wait_s: float) -> dict[int, Any]:
-        """Every worker's answer to this message, of those that answer in time; `value(number)` is what it says."""
+    async def ask(self, kind: str, value: Any, wait_s: float = 1.0) -> dict[int, Any]:
+        """Every worker's answer to a question, by its number."""
         number = next(self._numbers)
         asked: dict[int, asyncio.Future[Any]] = {}
         for slot in self.slots:
             if slot.writer is not None and slot.ready.is_set():
                 asked[slot.number] = slot.answers[number] = asyncio.get_running_loop().create_future()
-                self._send(slot, kind, value(number))
+                self._send(slot, kind, [number, value])
         if asked:
             await asyncio.wait(asked.values(), timeout=wait_s)
         for slot in self.slots:
@@ -292,7 +292,7 @@ class Supervisor:
 
     async def snapshot(self, wait_s: float = 1.0) -> metrics.Snapshot:
         """The sum over all workers, those that have gone included."""
-        await self._ask("metrics", lambda number: number, wait_s)
+        await self.ask("metrics", None, wait_s)  # each answer is its slot's `last` too
         total = metrics.add(part for slot in self.slots for part in (slot.gone, slot.last))
         total["turnout_worker_restarts_total"] = {(): sum(slot.restarts for slot in self.slots)}
         if self.sharing is not None:
@@ -318,18 +318,23 @@ class Supervisor:
                 self._start_recorder()
             if self._state is not None and self._state.restarted():
                 self.say("the state process ended; started it again (what workers count together begins anew)")
+            if self._board is not None and self._board.restarted():
+                self.say("the board ended; started it again (what workers keep for each other begins anew)")
 
     # ---- the other processes
 
     def _start_sharing(self) -> None:
-        """What was learned of targets goes out to other hosts and to disk, from the config in force."""
+        """What was learned of targets goes out to other hosts and to disk, from the config in force; workers get a board."""
+        config = self.loaded.config
+        if self._board is None and len(self.slots) > 1 and config.needs_board:
+            self._board = StateProcess("board_process", str(config.cache.max_mb))
         if self.sharing is None:
             cells = Remote(self._state.address) if self._state else native.Counters(self._counters_fd)
             self.sharing = Sharing(cells, self.say, Random())
-            self.sharing.start(self.loaded.config)
+            self.sharing.start(config)
         elif native.shares or self._state is not None:
-            self._tasks.append(asyncio.create_task(self.sharing.apply(self.loaded.config)))
-        elif self.loaded.config.state.redis:
+            self._tasks.append(asyncio.create_task(self.sharing.apply(config)))
+        elif config.state.redis:
             self.say("warning: state.redis: taken over at the next start, as there is no shared memory")
 
     def _start_recorder(self) -> None:

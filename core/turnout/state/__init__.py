@@ -5,4 +5,7 @@ workers go through one small state process on a Unix socket (`process.py`, `remo
 
 What hosts have together goes through Redis, where one is configured: `depot.py` is the client, over `lane.py` (a connection
 with deadlines and a breaker), `nodes.py` (which one), `dial.py` (redis-py) and `ear.py` (who waits for a key).
+
+What they keep for each other (the cache's answers, and who is asking for one) lies on the board, another small process:
+`board_process.py`, `board.py`.
 """

@@ -1,4 +1,4 @@
-"""Starting the state process and keeping it there: the supervisor's side."""
+"""Starting the state process (or the board) and keeping it there: the supervisor's side."""
 
 import os
 import socket
@@ -7,9 +7,10 @@ import sys
 
 
 class StateProcess:
-    """One running state process. Its socket belongs to us, so that workers find the next one at the same address."""
+    """One running process of this room. Its socket belongs to us, so that workers find the next one at the same address."""
 
-    def __init__(self) -> None:
+    def __init__(self, module: str = "process", *args: str) -> None:
+        self._command = [f"turnout.state.{module}", *args]
         self._listener = socket.socket(socket.AF_UNIX)
         # An address of Linux' abstract namespace, chosen by the system: no file stays behind whatever ends us.
         self._listener.bind("")
@@ -24,7 +25,7 @@ class StateProcess:
     def _start(self) -> "subprocess.Popen[bytes]":
         fd = self._listener.fileno()
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", "turnout.state.process", str(fd), str(os.getpid())],
+            [sys.executable, "-P", "-m", self._command[0], str(fd), str(os.getpid()), *self._command[1:]],
             stdin=subprocess.DEVNULL,
             pass_fds=(fd,),
             env={name: os.environ[name] for name in ("PATH", "PYTHONPATH", "VIRTUAL_ENV") if name in os.environ},

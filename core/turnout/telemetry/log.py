@@ -67,6 +67,9 @@ class Line(msgspec.Struct, gc=False):
     error: str
     error_message: str
     failures: list[Failure] | msgspec.UnsetType = msgspec.UNSET
+    saved_usd: str | msgspec.UnsetType = (
+        msgspec.UNSET
+    )  # of an answer from the cache, whose provider and model are named
     cut_overs: list[str] | msgspec.UnsetType = (
         msgspec.UNSET
     )  # as the comments in the stream: a>b after=412 chars reason=reset
@@ -151,6 +154,8 @@ def line(record: Record) -> bytes:
             Failure(a.provider, a.account, a.model, a.reason, millis((a.ended_ns or record.ended_ns) - a.started_ns))
             for a in tried
         ]
+    if record.saved is not None and not tried:
+        out.provider, out.model, out.saved_usd = record.saved.provider, record.saved.model, usd(record.saved.cost_nanos)
     if record.cuts:
         out.cut_overs = [cut.story for cut in record.cuts]
     return _encode(out) + b"\n"

@@ -76,6 +76,26 @@ FAMILIES: dict[str, tuple[str, tuple[str, ...], str, tuple[float, ...]]] = {
     ),
     "turnout_timeouts_total": ("counter", ("route", "provider", "kind"), "Limits that ran out", ()),
     "turnout_cache_total": ("counter", ("route", "outcome"), "Cache outcomes", ()),
+    "turnout_cache_requests_total": (
+        "counter",
+        ("route", "tenant", "outcome"),
+        "Requests on routes with a cache: hit-exact (followers too), miss, bypass",
+        (),
+    ),
+    "turnout_cache_bypasses_total": ("counter", ("route", "reason"), "Why the cache was passed by", ()),
+    "turnout_cache_followers_total": ("counter", ("route",), "Requests that another's upstream call answered", ()),
+    "turnout_cache_stores_total": ("counter", ("route", "outcome"), "Answers kept, or too large for that", ()),
+    "turnout_cache_saved_usd_total": ("counter", ("route",), "What hits and followers would have cost", ()),
+    "turnout_cache_evictions_total": (
+        "counter",
+        ("reason",),
+        "Answers let go: the whole was full, the tenant's share was, or they were dead",
+        (),
+    ),
+    "turnout_cache_garbage_total": ("counter", ("backend",), "Shared values that were not what they should be", ()),
+    "turnout_cache_bytes": ("gauge", (), "Memory of kept answers", ()),
+    "turnout_cache_entries": ("gauge", (), "Kept answers", ()),
+    "turnout_cache_backend_seconds": ("histogram", ("backend", "operation"), "Looking up and keeping answers", OURS),
     "turnout_guard_total": ("counter", ("route", "outcome"), "Guardrail outcomes", ()),
     "turnout_faults_total": ("counter", ("route", "kind"), "Requests that ended badly", ()),
     "turnout_in_flight": ("gauge", (), "Requests being served", ()),
@@ -146,6 +166,17 @@ class Metrics:
     def __init__(self) -> None:
         self._served: dict[Labels, _Series] = {}
         self._counts: dict[str, dict[Labels, float]] = {}
+        self._spreads: dict[str, dict[Labels, Histogram]] = {}
+
+    def time(self, family: str, labels: Labels, seconds: float) -> None:
+        """Into a histogram of its own."""
+        values = self._spreads.setdefault(family, {})
+        spread = values.get(labels)
+        if spread is None:
+            if len(values) >= MOST_SERIES:
+                return
+            spread = values[labels] = Histogram(FAMILIES[family][3])
+        spread.observe(seconds)
 
     def count(self, family: str, labels: Labels, by: float = 1) -> None:
         values = self._counts.get(family)
@@ -227,6 +258,8 @@ class Metrics:
         out: Snapshot = {name: dict(values) for name, values in self._counts.items()}
         for name in FAMILIES:
             out.setdefault(name, {})
+        for name, spreads in self._spreads.items():
+            out[name].update((labels, [*h.counts, h.total]) for labels, h in spreads.items())
         for labels, s in self._served.items():
             for status, n in s.statuses.items():
                 out["turnout_requests_total"][(*labels, str(status))] = n

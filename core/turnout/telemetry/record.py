@@ -6,7 +6,7 @@ and puts it into its ring; everything dearer happens in the other process.
 
 import msgspec
 
-from ..exchange import Attempt, Cut, Exchange, Usage
+from ..exchange import Attempt, Cut, Exchange, Saved, Usage
 
 
 class Record(msgspec.Struct, array_like=True):
@@ -52,6 +52,7 @@ class Record(msgspec.Struct, array_like=True):
     parent_id: str
     attempts: list[Attempt]
     cuts: list[Cut] = []
+    saved: Saved | None = None
 
 
 def of(x: Exchange, worker: int) -> Record:
@@ -100,6 +101,7 @@ def of(x: Exchange, worker: int) -> Record:
         t.parent_id if t else "",
         x.attempts,
         x.cuts,
+        x.saved,
     )
 
 

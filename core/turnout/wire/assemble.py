@@ -19,6 +19,9 @@ class Assembly:
     def __init__(self) -> None:
         self._events: list[bytes] = []
         self._size = 0
+        self._outer: dict[str, Any] = {}
+        self._choices: dict[int, dict[str, Any]] = {}
+        self._usage: Any = None
 
     async def send(self, data: bytes, more: bool) -> None:
         self.push(data)
@@ -29,29 +32,33 @@ class Assembly:
             self._events.append(data)
         return True
 
-    def answer(self, chat: bool) -> bytes | None:
-        """The body; None if there was no finished choice, or too much."""
-        if self._size > 4 * MOST_BYTES:
-            return None
-        outer: dict[str, Any] = {}
-        usage: Any = None
-        choices: dict[int, dict[str, Any]] = {}
-        for event in wire.split(b"".join(self._events)):
+    def read(self, chat: bool) -> None:
+        """Look into what came so far (it ends with a whole event): `answer` has the less to do."""
+        events, self._events = b"".join(self._events), []
+        for event in wire.split(events):
             chunk = wire.read(wire.data_of(event) or b"")
             if chunk is None:
                 continue
-            usage = chunk.pop("usage", None) or usage
+            self._usage = chunk.pop("usage", None) or self._usage
             for choice in chunk.pop("choices", None) or ():
                 if isinstance(choice, dict):
                     index = choice.get("index") if isinstance(choice.get("index"), int) else 0
-                    _add(choices.setdefault(index or 0, {"index": index or 0}), choice, chat)
+                    _add(self._choices.setdefault(index or 0, {"index": index or 0}), choice, chat)
             for name, value in chunk.items():
                 if value is not None:
-                    outer.setdefault(name, value)
+                    self._outer.setdefault(name, value)
+
+    def answer(self, chat: bool, usage: Any = None) -> bytes | None:
+        """The body; None if there was no finished choice, or too much. `usage` stands in where the stream had none."""
+        if self._size > 4 * MOST_BYTES:
+            return None
+        self.read(chat)
+        choices, outer = self._choices, self._outer
         if not choices or not all(choice.get("finish_reason") for choice in choices.values()):
             return None
         outer["object"] = "chat.completion" if chat else "text_completion"
         outer["choices"] = [_whole(choices[index], chat) for index in sorted(choices)]
+        usage = self._usage or usage
         if usage is not None:
             outer["usage"] = usage
         return msgspec.json.encode(outer)

@@ -34,7 +34,7 @@ class RequestReader:
     """Reads request bodies. `extra` are fields that some route writes over; one reader serves one config."""
 
     def __init__(self, extra: tuple[str, ...] = ()) -> None:
-        self.names = NAMES + tuple(name for name in extra if name not in NAMES)
+        self.names = NAMES + tuple(dict.fromkeys(name for name in extra if name not in NAMES))
         self._scan = FieldScanner(list(self.names)).scan
         self._index = {name: i for i, name in enumerate(self.names)}
 

@@ -1,7 +1,8 @@
-//! Kernels: bytes in, bytes or numbers out; no callbacks, no I/O. `answer`, `counters`, `scan` and `sse` have a twin of
-//! the same name in `turnout/twin/`; `chunk`, `json` and `lines` are what they are made of.
+//! Kernels: bytes in, bytes or numbers out; no callbacks, no I/O. `answer`, `canonical`, `counters`, `scan` and `sse`
+//! have a twin of the same name in `turnout/twin/`; `chunk`, `json` and `lines` are what they are made of.
 
 pub mod answer;
+pub mod canonical;
 pub mod chunk;
 pub mod counters;
 pub mod json;

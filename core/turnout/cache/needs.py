@@ -1,0 +1,33 @@
+"""What the cache needs of others, who satisfy it where things are put together."""
+
+from collections.abc import Awaitable
+from typing import Any, Protocol
+
+from ..exchange import Exchange, Headers, Reply
+
+
+class Caller(Protocol):
+    """The client's side, as `flow` has it."""
+
+    early: bool
+
+    async def start(self, status: int, headers: Headers) -> None: ...
+    async def reply(self, status: int, headers: Headers, body: bytes) -> None: ...
+    async def send(self, data: bytes, more: bool) -> None: ...
+    def hold(self, headers: Headers) -> None: ...
+    def release(self) -> Awaitable[None] | None: ...
+
+
+class Line(Protocol):
+    """What this stage needs of the flow it stands in."""
+
+    def answer(self, x: Exchange, caller: Any) -> Awaitable[None]: ...
+    async def reply(self, x: Exchange, reply: Reply, caller: Any) -> None: ...
+    def settle(self, x: Exchange) -> None: ...
+
+
+class Meter(Protocol):
+    """telemetry.metrics.Metrics satisfies it."""
+
+    def count(self, family: str, labels: tuple[str, ...], by: float = 1) -> None: ...
+    def time(self, family: str, labels: tuple[str, ...], seconds: float) -> None: ...

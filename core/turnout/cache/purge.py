@@ -1,0 +1,65 @@
+"""Letting kept answers go on request: by entry, tag, model, key, route or tenant; a look first."""
+
+import asyncio
+
+import msgspec
+
+from .entry import Entry
+from .memory import Memory
+
+LEAST_ENTRY = 8  # hex digits of an entry's key that have to be given
+
+
+class Purge(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """Which ones: all that is given has to fit; nothing given: all there are. `dry`: only count them."""
+
+    entry: str = ""  # the beginning of its key, as `x-turnout-cache-key` says it
+    tag: str = ""
+    model: str = ""  # as asked, or the provider's name of it
+    key: str = ""  # name of the key whose request it answered first
+    route: str = ""
+    tenant: str = ""
+    dry: bool = True
+
+    def wrong(self) -> str:
+        """What is wrong with it; empty if nothing is."""
+        if self.entry and not (len(self.entry) >= LEAST_ENTRY and set(self.entry) <= set("0123456789abcdef")):
+            return f"`entry` takes at least {LEAST_ENTRY} hex digits of x-turnout-cache-key"
+        return ""
+
+    def fits(self, entry: Entry) -> bool:
+        return (
+            (not self.route or entry.route == self.route)
+            and (not self.tenant or entry.tenant == self.tenant)
+            and (not self.model or self.model in (entry.model, entry.served_model))
+            and (not self.key or entry.key == self.key)
+            and (not self.tag or self.tag in entry.tags.split(","))
+            and (not self.entry or entry.digest.hex().startswith(self.entry))
+        )
+
+    @property
+    def whole(self) -> tuple[str, str] | None:
+        """The epoch that ends all of them at once, where there is one."""
+        given = {name: value for name in ("entry", "tag", "model", "key") if (value := getattr(self, name))}
+        if given or (self.route and self.tenant):
+            return None
+        if self.route:
+            return "route", self.route
+        return ("tenant", self.tenant) if self.tenant else ("", "")
+
+
+async def purge(memory: Memory, what: Purge) -> dict[str, int]:
+    """Counts, and unless it is dry lets go. The loop has its turns in between; a whole route or tenant is gone at once."""
+    entries = size = 0
+    if not what.dry and (whole := what.whole) is not None:
+        memory.expire(*whole)
+    for piece in memory.slices(what.fits):
+        for entry in piece:
+            if not memory.holds(entry):  # it went while the loop had its turn
+                continue
+            entries += 1
+            size += entry.size
+            if not what.dry:
+                memory.drop(entry)
+        await asyncio.sleep(0)
+    return {"entries": entries, "bytes": size}

@@ -1,0 +1,49 @@
+"""Config of the cache: what a route may answer from it, and how much of it there is."""
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+# Fields that say who asks and how it is accounted for, not what is asked. They are part of the digest all the same,
+# because an upstream may look at them; a route that knows better leaves them out.
+Labels = Literal[
+    "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"
+]
+
+
+class Exact(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Complete answers are kept and given again to who asks the very same."""
+
+    ttl_s: Annotated[float, Meta(gt=0, le=30 * 86_400)]
+    jitter: Annotated[float, Meta(ge=0, le=0.5)] = 0.1  # each answer lives this share shorter at most, by lot
+    stale_s: Annotated[float, Meta(ge=0, le=30 * 86_400)] = 0.0  # for so long it is still given while it is asked anew
+    max_kb: Annotated[int, Meta(ge=1, le=32 * 1024)] = 1024  # of one answer
+
+
+class CacheSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Off unless a route asks for it. Answers never pass from one tenant to another."""
+
+    exact: Exact | None = None
+    # Those who ask the same at the same time share one upstream call. Not set: as `exact`.
+    single_flight: bool | None = None
+    # A temperature above 0 asks for an answer of one's own; `share` gives the same one to all.
+    sampled: Literal["bypass", "share"] = "bypass"
+    ignore: list[Labels] = []
+
+    @property
+    def shares(self) -> bool:
+        return self.exact is not None if self.single_flight is None else self.single_flight
+
+
+class MemorySpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Of each worker."""
+
+    max_mb: Annotated[int, Meta(ge=1, le=1_000_000)] = 128
+    tenant_share: Annotated[float, Meta(gt=0, le=1)] = 0.5  # the most of it that one tenant may hold
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """Bytes of all, and of one tenant's part."""
+        most = self.max_mb << 20
+        return most, int(most * self.tenant_share)

@@ -1,0 +1,235 @@
+"""What workers and hosts share of the cache, behind each worker's own memory: kept answers, and who is asking for one.
+
+A store of bytes by keys with leases does the work (a `Tier`: the board of a host, or Redis). What is not there, does not
+come in time or is not what was asked for is a miss, never an error.
+"""
+
+import asyncio
+import os
+import time
+from typing import Any, Protocol
+
+import msgspec
+
+from .entry import Entry
+from .memory import Memory
+from .purge import Purge, purge
+
+# Longer than any pause of a loop, shorter than anybody likes to wait for a host that died. Renewed thrice in its time.
+LEASE_MS = 6_000
+TRIES = 4
+STALLED_S = 0.024  # Redis has 20 ms to answer; who hears of the end of them much later was busy himself
+WAIT_MS = 1_500  # for another's answer, before it is looked again who is asking
+HANDED_MS = 2_000  # how long an answer that is not kept waits for those who were promised it
+MOST_BYTES = 1_000_000  # of a shared answer
+NOTHING = b"-"  # said to those who wait: there will be no answer to share
+
+
+class Tier(Protocol):
+    name: str
+
+    @property
+    def up(self) -> bool: ...
+    def key(self, tag: str, *parts: str) -> bytes: ...
+    async def get(self, key: bytes) -> bytes | None: ...
+    async def set(self, key: bytes, value: bytes, ttl_ms: int, tell: bool = False) -> bool: ...
+    async def wait(self, key: bytes, timeout_ms: int) -> bytes | None: ...
+    async def lease(self, key: bytes, owner: bytes, ttl_ms: int) -> bool | None: ...
+    async def release(self, key: bytes, owner: bytes) -> bool | None: ...
+    async def delete(self, key: bytes) -> int | None: ...
+    async def purged(self, what: Purge) -> None:
+        """Let go of what this fits, here or in what others fetch from here."""
+
+    def gone(self, entry: Entry, wall_ns: int) -> bool:
+        """Whether an entry that was kept at this time has been purged since."""
+
+
+def answer_key(tier: Tier, tag: str, digest: bytes) -> bytes:
+    return tier.key(tag, "answer", digest.hex())
+
+
+class Lease:
+    """The right to ask for one answer, among all workers and hosts. It is renewed until `done`."""
+
+    def __init__(self, tier: Tier, tag: str, digest: bytes) -> None:
+        self.tier = tier
+        self.digest = digest
+        self.answer = answer_key(tier, tag, digest)
+        self.mine = False
+        self._key = tier.key(tag, "lease", digest.hex())
+        self._owner = os.urandom(12)
+        self._renewing: asyncio.Task[None] | None = None
+
+    async def take(self) -> bool | None:
+        """True: ours. False: another's. None: there is nobody to ask."""
+        loop = asyncio.get_running_loop()
+        for _ in range(TRIES):
+            began = loop.time()
+            mine = await self.tier.lease(self._key, self._owner, LEASE_MS)
+            # No answer in time may mean that we had no time to hear it: a thousand requests came in at once.
+            if mine is not None or not self.tier.up or loop.time() - began < STALLED_S:
+                break
+        if mine:
+            self.mine = True
+            self._renewing = loop.create_task(self._renew())
+        return mine
+
+    async def _renew(self) -> None:
+        while True:
+            await asyncio.sleep(LEASE_MS / 3000)
+            await self.tier.lease(self._key, self._owner, LEASE_MS)
+
+    def done(self) -> None:
+        """The call is over; who waits may still have to be told, then `release`."""
+        if self._renewing is not None:
+            self._renewing.cancel()
+
+    async def release(self) -> None:
+        if self.mine:
+            self.mine = False
+            await self.tier.release(self._key, self._owner)
+
+
+class Shared(msgspec.Struct, array_like=True):
+    """An entry on its way, with times of the wall clock: hosts have no other in common."""
+
+    form: int
+    digest: bytes
+    body: bytes
+    tenant: str
+    route: str
+    model: str
+    key: str
+    tags: str
+    provider: str
+    served_model: str
+    finish: str
+    prompt: int
+    completion: int
+    cost_nanos: int
+    stored_wall_ns: int
+    fresh_for_ns: int
+    dead_for_ns: int
+
+
+FORM = 1
+_encode = msgspec.msgpack.Encoder().encode
+# What is the same in both.
+_SAME = tuple(name for name in Shared.__struct_fields__ if name in Entry.__struct_fields__)
+_decode = msgspec.msgpack.Decoder(Shared).decode
+
+
+def pack(entry: Entry, now_ns: int, wall_ns: int) -> bytes:
+    same = {name: getattr(entry, name) for name in _SAME}
+    stored_wall_ns = wall_ns - (now_ns - entry.stored_ns)
+    return _encode(
+        Shared(
+            form=FORM,
+            **same,
+            stored_wall_ns=stored_wall_ns,
+            fresh_for_ns=entry.fresh_ns - entry.stored_ns,
+            dead_for_ns=entry.dead_ns - entry.stored_ns,
+        )
+    )
+
+
+def unpack(
+    data: bytes, digest: bytes, tenant: str, route: str, now_ns: int, wall_ns: int, tier: Tier | None = None
+) -> Entry | None:
+    """The entry, if it is one of this digest, tenant and route that may still be given. Raises ValueError if it is none."""
+    try:
+        found = _decode(data)
+    except (msgspec.DecodeError, RecursionError):
+        raise ValueError("no entry") from None
+    if (found.form, found.digest, found.tenant, found.route) != (FORM, digest, tenant, route):
+        raise ValueError("another's entry")
+    # Clocks of hosts differ: one that runs ahead must not make an answer younger than none.
+    stored_ns = now_ns - max(0, wall_ns - found.stored_wall_ns)
+    entry = Entry(
+        **{name: getattr(found, name) for name in _SAME},
+        stored_ns=stored_ns,
+        fresh_ns=stored_ns + found.fresh_for_ns,
+        dead_ns=stored_ns + found.dead_for_ns,
+    )
+    if now_ns >= entry.dead_ns or (tier is not None and tier.gone(entry, found.stored_wall_ns)):
+        return None
+    return entry
+
+
+class Depot(Protocol):
+    """The client of Redis (state/depot.py)."""
+
+    @property
+    def up(self) -> bool: ...
+    def key(self, tag: str, *parts: str) -> bytes: ...
+    async def get(self, key: bytes) -> bytes | None: ...
+    async def set(self, key: bytes, value: bytes, ttl_ms: int, tell: bool = False) -> bool: ...
+    async def wait(self, key: bytes, timeout_ms: int) -> bytes | None: ...
+    async def lease(self, key: bytes, owner: bytes, ttl_ms: int) -> bool | None: ...
+    async def release(self, key: bytes, owner: bytes) -> bool | None: ...
+    async def delete(self, *keys: bytes) -> int | None: ...
+    async def command(self, key: bytes, *args: bytes | int) -> Any: ...
+
+
+LOOK_S = 1.0  # how often it is looked whether another host has purged something
+PURGES_MS = 31 * 86_400_000  # longer than any answer lives
+MOST_PURGES = 1_000
+
+
+class OverRedis:
+    """A tier over Redis. Nobody can look through all keys there, so a purge is written down: each worker then lets go of
+    its own, and of what it fetches that is older than the purge."""
+
+    name = "redis"
+
+    def __init__(self, depot: Depot, memory: Memory) -> None:
+        self.depot = depot
+        self._memory = memory
+        self._list = depot.key("cache", "purges")
+        self._heard = 0
+        self._look_s = 0.0
+        self._purges: list[tuple[Purge, int]] = []
+        self.key = depot.key
+        self.set = depot.set
+        self.wait = depot.wait
+        self.lease = depot.lease
+        self.release = depot.release
+
+    @property
+    def up(self) -> bool:
+        return self.depot.up
+
+    async def get(self, key: bytes) -> bytes | None:
+        if time.monotonic() >= self._look_s:
+            await self._look()
+        return await self.depot.get(key)
+
+    async def delete(self, key: bytes) -> int | None:
+        return await self.depot.delete(key)
+
+    async def purged(self, what: Purge) -> None:
+        wall_ns = time.time_ns()
+        self._purges.append((what, wall_ns))
+        said = msgspec.json.encode((what, wall_ns))
+        await self.depot.command(self._list, b"RPUSH", self._list, said)
+        await self.depot.command(self._list, b"PEXPIRE", self._list, PURGES_MS)
+
+    def gone(self, entry: Entry, wall_ns: int) -> bool:
+        return any(wall_ns <= when and what.fits(entry) for what, when in self._purges)
+
+    async def _look(self) -> None:
+        """Whether there are new purges."""
+        self._look_s = time.monotonic() + LOOK_S
+        rows = await self.depot.command(self._list, b"LRANGE", self._list, self._heard, -1)
+        if not isinstance(rows, list) or not rows:
+            return
+        self._heard += len(rows)
+        for row in rows:
+            try:
+                what, wall_ns = msgspec.json.decode(row, type=tuple[Purge, int])
+            except (msgspec.DecodeError, TypeError):
+                continue
+            if all(known != (what, wall_ns) for known in self._purges):
+                self._purges.append((what, wall_ns))
+                await purge(self._memory, what)
+        del self._purges[:-MOST_PURGES]

@@ -1,0 +1,143 @@
+"""A worker's side of the board (`board_process.py`), with the interface of a store over Redis.
+
+No method raises. None: the board is not there, or did not answer in time; then everybody keeps for himself.
+"""
+
+import asyncio
+import socket
+from typing import Any, cast
+
+import msgspec
+
+from .board_process import MOST_BYTES, frame
+
+ANSWER_S = 0.1  # it is a process of this host: later is too busy to be of use
+AGAIN_S = 0.2
+_decode = msgspec.msgpack.Decoder(tuple[int, Any]).decode
+
+
+class Board(asyncio.Protocol):
+    """A connection that is kept up as long as the loop runs. Messages of one turn of the loop go out as one write."""
+
+    name = "board"
+
+    def __init__(self, address: bytes | str) -> None:
+        self._address = address
+        self._loop = asyncio.get_running_loop()
+        self._buffer = bytearray()
+        self._transport: asyncio.Transport | None = None
+        self._asked: dict[int, asyncio.Future[Any]] = {}
+        self._number = 0
+        self._out: list[bytes] = []
+        self._closed = False
+        self._task = self._loop.create_task(self._connect())
+
+    @property
+    def up(self) -> bool:
+        return self._transport is not None
+
+    @staticmethod
+    def key(tag: str, *parts: str) -> bytes:
+        return ":".join((tag, *parts)).encode()
+
+    async def get(self, key: bytes) -> bytes | None:
+        found: bytes | None = await self._ask(ANSWER_S, "get", key)
+        return found
+
+    async def set(self, key: bytes, value: bytes, ttl_ms: int, tell: bool = False) -> bool:
+        return bool(await self._ask(ANSWER_S, "set", key, value, ttl_ms / 1000))
+
+    async def wait(self, key: bytes, timeout_ms: int) -> bytes | None:
+        """The value as soon as there is one; None, earlier perhaps, where there will be none."""
+        found: bytes | None = await self._ask(timeout_ms / 1000 + ANSWER_S, "wait", key, timeout_ms / 1000)
+        return found
+
+    async def lease(self, key: bytes, owner: bytes, ttl_ms: int) -> bool | None:
+        """Take or renew. False: another's. It ends with this connection."""
+        mine: bool | None = await self._ask(ANSWER_S, "lease", key, owner, ttl_ms / 1000)
+        return mine
+
+    async def release(self, key: bytes, owner: bytes) -> bool | None:
+        mine: bool | None = await self._ask(ANSWER_S, "release", key, owner)
+        return mine
+
+    async def delete(self, key: bytes) -> bool | None:
+        gone: bool | None = await self._ask(ANSWER_S, "delete", key)
+        return gone
+
+    async def purged(self, what: object) -> None:
+        """Everything goes, whatever was purged: workers have their own, and a board is soon full again."""
+        await self._ask(ANSWER_S, "flush", b"")
+
+    def gone(self, entry: object, wall_ns: int) -> bool:
+        return False
+
+    async def _ask(self, seconds: float, *what: Any) -> Any:
+        if self._transport is None:
+            return None
+        self._number += 1
+        number = self._number
+        self._asked[number] = answer = self._loop.create_future()
+        if not self._out:
+            self._loop.call_soon(self._flush)
+        self._out.append(frame([number, *what]))
+        try:
+            async with asyncio.timeout(seconds):
+                return await answer
+        except TimeoutError:
+            return None
+        finally:
+            self._asked.pop(number, None)
+
+    def _flush(self) -> None:
+        out, self._out = self._out, []
+        if self._transport is not None:
+            self._transport.write(b"".join(out))
+
+    # ---- the connection
+
+    async def _connect(self) -> None:
+        while not self._closed:
+            sock = socket.socket(socket.AF_UNIX)
+            try:
+                sock.setblocking(False)
+                sock.connect(self._address)  # at once or not at all; uvloop knows no addresses without a file
+                await self._loop.create_unix_connection(lambda: self, sock=sock)
+                return
+            except OSError:
+                sock.close()
+            await asyncio.sleep(AGAIN_S)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by its class
+        self._buffer.clear()
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        while len(self._buffer) >= 4:
+            size = int.from_bytes(self._buffer[:4], "big")
+            if size > MOST_BYTES and self._transport is not None:
+                self._transport.abort()
+                return
+            if len(self._buffer) < 4 + size:
+                return
+            number, value = _decode(bytes(self._buffer[4 : 4 + size]))
+            del self._buffer[: 4 + size]
+            answer = self._asked.get(number)
+            if answer is not None and not answer.done():
+                answer.set_result(value)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._out.clear()
+        for answer in self._asked.values():
+            if not answer.done():
+                answer.set_result(None)
+        if not self._closed:
+            self._task = self._loop.create_task(self._connect())
+
+    def close(self) -> None:
+        self._closed = True
+        self._task.cancel()
+        if self._transport is not None:
+            self._transport.abort()
