@@ -120,7 +120,7 @@ def loaded(code: str) -> set[str]:
     return set(done.stdout.split())
 
 
-COLD = {"yaml", "opentelemetry", "httpx", "numpy", "hnswlib", "redis", "orjson", "requests", "google"}
+COLD = {"yaml", "opentelemetry", "httpx", "numpy", "hnswlib", "redis", "hiredis", "orjson", "requests", "google"}
 SERVING = """
 import asyncio
 import turnout.worker, turnout.ingress.granian_server
