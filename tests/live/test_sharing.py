@@ -1,17 +1,15 @@
 """Several workers on one host know what each of them has seen of a target: what becomes slow is left by all of them, and
 what heals is found again."""
 
-import json
-import threading
 import time
 from collections.abc import Callable, Iterator
-from http.client import HTTPConnection
 from typing import Any
 
 import httpx
 import pytest
 
-from support.gateway import ADMIN_KEY, KEY, Gateway, config
+from support.delays import Load
+from support.gateway import ADMIN_KEY, Gateway, config
 from turnout.upstream.simulator.launch import Simulator
 
 WORKERS = 4
@@ -41,46 +39,6 @@ class Pool:
 def pool() -> Iterator[Pool]:
     with Simulator() as simulator:
         yield Pool(simulator)
-
-
-class Load:
-    """Clients that ask again and again, each time on a new connection so that all workers get some."""
-
-    def __init__(self, gateway: Gateway, clients: int) -> None:
-        self.served: list[tuple[float, str]] = []
-        self.wrong = 0
-        self._gateway = gateway
-        self._going = True
-        self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(clients)]
-        for thread in self._threads:
-            thread.start()
-
-    def _run(self) -> None:
-        body = json.dumps({"model": "fast", "stream": True, "messages": [{"role": "user", "content": "hi"}]})
-        headers = {"authorization": f"Bearer {KEY}", "content-type": "application/json"}
-        while self._going:
-            connection = HTTPConnection(self._gateway.host, self._gateway.port, timeout=30)
-            began = time.monotonic()
-            connection.request("POST", "/v1/chat/completions", body, headers)
-            answer = connection.getresponse()
-            self.wrong += answer.status != 200 or b"[DONE]" not in answer.read()
-            self.served.append((began, answer.headers["x-turnout-provider"]))
-            connection.close()
-
-    def share(self, name: str, begin: float, end: float) -> float:
-        by = [who for at, who in list(self.served) if begin <= at < end]
-        return by.count(name) / max(1, len(by))
-
-    def lately(self, name: str, seconds: float = 2.0) -> float:
-        """Its share of what began in the last seconds; 0 where that is too little to tell."""
-        now = time.monotonic()
-        by = [who for at, who in list(self.served) if at >= now - seconds]
-        return by.count(name) / len(by) if len(by) > 20 else 0.0
-
-    def stop(self) -> None:
-        self._going = False
-        for thread in self._threads:
-            thread.join()
 
 
 @pytest.fixture

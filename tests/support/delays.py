@@ -84,7 +84,7 @@ class Load:
             began = time.monotonic()
             connection.request("POST", "/v1/chat/completions", body, headers)
             answer = connection.getresponse()
-            self.wrong += answer.status != 200 or b"hello" not in answer.read()
+            self.wrong += answer.status != 200 or b"[DONE]" not in answer.read()
             self.took.append((began, time.monotonic() - began))
             self.served.append((began, answer.headers["x-turnout-provider"]))
             connection.close()
@@ -93,6 +93,12 @@ class Load:
         by = [who for at, who in list(self.served) if begin <= at < end]
         assert len(by) > 20
         return by.count(name) / len(by)
+
+    def lately(self, name: str, seconds: float = 2.0) -> float:
+        """Its share of what began in the last seconds; 0 where that is too little to tell."""
+        now = time.monotonic()
+        by = [who for at, who in list(self.served) if at >= now - seconds]
+        return by.count(name) / len(by) if len(by) > 20 else 0.0
 
     def stop(self) -> None:
         self._going = False
