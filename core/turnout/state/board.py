@@ -4,15 +4,14 @@ No method raises. None: the board is not there, or did not answer in time; then 
 """
 
 import asyncio
-import socket
 from typing import Any, cast
 
 import msgspec
 
-from .board_process import MOST_BYTES, frame
+from .board_process import MOST_BYTES, encode
+from .link import TooLarge, messages, reach
 
 ANSWER_S = 0.1  # it is a process of this host: later is too busy to be of use
-AGAIN_S = 0.2
 _decode = msgspec.msgpack.Decoder(tuple[int, Any]).decode
 
 
@@ -30,7 +29,7 @@ class Board(asyncio.Protocol):
         self._number = 0
         self._out: list[bytes] = []
         self._closed = False
-        self._task = self._loop.create_task(self._connect())
+        self._task = self._connect()
 
     @property
     def up(self) -> bool:
@@ -80,7 +79,7 @@ class Board(asyncio.Protocol):
         self._asked[number] = answer = self._loop.create_future()
         if not self._out:
             self._loop.call_soon(self._flush)
-        self._out.append(frame([number, *what]))
+        self._out.append(encode([number, *what]))
         try:
             async with asyncio.timeout(seconds):
                 return await answer
@@ -96,17 +95,8 @@ class Board(asyncio.Protocol):
 
     # ---- the connection
 
-    async def _connect(self) -> None:
-        while not self._closed:
-            sock = socket.socket(socket.AF_UNIX)
-            try:
-                sock.setblocking(False)
-                sock.connect(self._address)  # at once or not at all; uvloop knows no addresses without a file
-                await self._loop.create_unix_connection(lambda: self, sock=sock)
-                return
-            except OSError:
-                sock.close()
-            await asyncio.sleep(AGAIN_S)
+    def _connect(self) -> "asyncio.Task[None]":
+        return self._loop.create_task(reach(self._address, self, lambda: self._closed))
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by its class
@@ -114,18 +104,15 @@ class Board(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
-        while len(self._buffer) >= 4:
-            size = int.from_bytes(self._buffer[:4], "big")
-            if size > MOST_BYTES and self._transport is not None:
+        try:
+            for message in messages(self._buffer, MOST_BYTES):
+                number, value = _decode(message)
+                answer = self._asked.get(number)
+                if answer is not None and not answer.done():
+                    answer.set_result(value)
+        except TooLarge:
+            if self._transport is not None:
                 self._transport.abort()
-                return
-            if len(self._buffer) < 4 + size:
-                return
-            number, value = _decode(bytes(self._buffer[4 : 4 + size]))
-            del self._buffer[: 4 + size]
-            answer = self._asked.get(number)
-            if answer is not None and not answer.done():
-                answer.set_result(value)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
@@ -134,7 +121,7 @@ class Board(asyncio.Protocol):
             if not answer.done():
                 answer.set_result(None)
         if not self._closed:
-            self._task = self._loop.create_task(self._connect())
+            self._task = self._connect()
 
     def close(self) -> None:
         self._closed = True

@@ -7,11 +7,7 @@ waits for its answer hears of that at once. It keeps nothing on disk.
 """
 
 import asyncio
-import ctypes
-import os
-import signal
 import socket
-import struct
 import sys
 import time
 from collections import OrderedDict
@@ -20,16 +16,16 @@ from typing import Any, cast
 
 import msgspec
 
+from .link import TooLarge, frame, is_ours, listener_of, messages
+
 MOST_BYTES = 48 * 1024 * 1024  # of one message
 MOST_UNSENT = 64 * 1024 * 1024  # a worker that does not read is let go
-_PR_SET_PDEATHSIG = 1
 _encode = msgspec.msgpack.encode
 _decode = msgspec.msgpack.Decoder(list[Any]).decode
 
 
-def frame(value: Any) -> bytes:
-    data = _encode(value)
-    return len(data).to_bytes(4, "big") + data
+def encode(value: Any) -> bytes:
+    return frame(_encode(value))
 
 
 class Notices:
@@ -142,9 +138,7 @@ class Peer(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        sock = transport.get_extra_info("socket")
-        _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        if uid != os.getuid():  # the address is one that everybody on the machine can reach
+        if not is_ours(transport):
             cast(asyncio.Transport, transport).abort()
             return
         self.transport = cast(asyncio.Transport, transport)
@@ -154,20 +148,15 @@ class Peer(asyncio.Protocol):
             return
         self._buffer += data
         now = time.monotonic()
-        while len(self._buffer) >= 4:
-            size = int.from_bytes(self._buffer[:4], "big")
-            if size > MOST_BYTES:
-                self.transport.abort()
-                return
-            if len(self._buffer) < 4 + size:
-                return
-            message = _decode(bytes(self._buffer[4 : 4 + size]))
-            del self._buffer[: 4 + size]
-            self._notices.take(self, message, now)
+        try:
+            for message in messages(self._buffer, MOST_BYTES):
+                self._notices.take(self, _decode(message), now)
+        except TooLarge:
+            self.transport.abort()
 
     def say(self, number: int, value: Any) -> None:
         if self.transport is not None:
-            self.transport.write(frame([number, value]))
+            self.transport.write(encode([number, value]))
             if self.transport.get_write_buffer_size() > MOST_UNSENT:
                 self.transport.abort()
 
@@ -192,12 +181,7 @@ async def serve(listener: socket.socket, most_bytes: int) -> None:
 
 def main() -> None:
     fd, parent, most_mb = map(int, sys.argv[1:4])
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor decides
-    listener = socket.socket(fileno=fd)
-    listener.setblocking(False)
+    listener = listener_of(fd, parent)
     asyncio.run(serve(listener, most_mb << 20))
 
 

@@ -8,20 +8,16 @@ starts it again on the same socket.
 """
 
 import asyncio
-import ctypes
-import os
-import signal
 import socket
-import struct
 import sys
 from typing import cast
 
 from ..native import Counters
+from .link import TooLarge, frame, is_ours, listener_of, messages
 from .table import memory
-from .wire import MOST_BYTES, Batch, decode_batch, encode_news, frame
+from .wire import MOST_BYTES, Batch, decode_batch, encode_news
 
 CELLS = 31
-_PR_SET_PDEATHSIG = 1
 MOST_UNSENT = 4 * 1024 * 1024  # a worker that does not read is let go: it comes back and gets all anew
 
 
@@ -77,9 +73,7 @@ class Peer(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        sock = transport.get_extra_info("socket")
-        _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        if uid != os.getuid():  # the address is one that everybody on the machine can reach
+        if not is_ours(transport):
             cast(asyncio.Transport, transport).abort()
             return
         self.transport = cast(asyncio.Transport, transport)
@@ -87,17 +81,12 @@ class Peer(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
-        while len(self._buffer) >= 4:
-            size = int.from_bytes(self._buffer[:4], "big")
-            if size > MOST_BYTES:
-                self._abort()
-                return
-            if len(self._buffer) < 4 + size:
-                return
-            batch = decode_batch(bytes(self._buffer[4 : 4 + size]))
-            del self._buffer[: 4 + size]
-            self._state.apply(self, batch)
-            self._server.soon()
+        try:
+            for message in messages(self._buffer, MOST_BYTES):
+                self._state.apply(self, decode_batch(message))
+                self._server.soon()
+        except TooLarge:
+            self._abort()
 
     def flush(self) -> None:
         if self.transport is None or (not self.unseen and self.told == self.done):
@@ -147,12 +136,7 @@ class Server:
 
 def main() -> None:
     fd, parent = map(int, sys.argv[1:3])
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor decides
-    listener = socket.socket(fileno=fd)
-    listener.setblocking(False)
+    listener = listener_of(fd, parent)
     asyncio.run(Server().serve(listener))
 
 

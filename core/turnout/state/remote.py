@@ -7,15 +7,15 @@ he goes on there. Batches that were on their way when it died are lost, never co
 """
 
 import asyncio
-import socket
+import contextlib
 from collections.abc import Callable
 from typing import cast
 
-from .wire import MOST_BYTES, Batch, News, decode_news, encode_batch, frame
+from .link import TooLarge, frame, messages, reach
+from .wire import MOST_BYTES, Batch, News, decode_news, encode_batch
 
 ROWS = 4096  # as `Counters`
 CELLS = 31
-AGAIN_S = 0.2
 MOST_WAITING = 2000
 _MASK = 0xFFFF_FFFF
 Adds = dict[tuple[int, int], int]  # row, cell -> n
@@ -144,19 +144,7 @@ class Remote(Tally, asyncio.Protocol):
         self._soon = False
         self._closed = False
         self.changed = self._later
-        self._task = self._loop.create_task(self._connect())
-
-    async def _connect(self) -> None:
-        while not self._closed:
-            sock = socket.socket(socket.AF_UNIX)
-            try:
-                sock.setblocking(False)
-                sock.connect(self._address)  # at once or not at all; uvloop knows no addresses without a file
-                await self._loop.create_unix_connection(lambda: self, sock=sock)
-                return
-            except OSError:
-                sock.close()
-            await asyncio.sleep(AGAIN_S)
+        self._task = self._connect()
 
     def close(self) -> None:
         self._closed = True
@@ -174,6 +162,9 @@ class Remote(Tally, asyncio.Protocol):
         if self._transport is not None and (batch := self.batch()) is not None:
             self._transport.write(frame(encode_batch(batch)))
 
+    def _connect(self) -> "asyncio.Task[None]":
+        return self._loop.create_task(reach(self._address, self, lambda: self._closed))
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by its class
         self._buffer.clear()
@@ -182,16 +173,12 @@ class Remote(Tally, asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
-        while len(self._buffer) >= 4:
-            size = int.from_bytes(self._buffer[:4], "big")
-            if size > MOST_BYTES or len(self._buffer) < 4 + size:
-                return
-            news = decode_news(bytes(self._buffer[4 : 4 + size]))
-            del self._buffer[: 4 + size]
-            self.heard(news)
+        with contextlib.suppress(TooLarge):
+            for message in messages(self._buffer, MOST_BYTES):
+                self.heard(decode_news(message))
         self._flush()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
         if not self._closed:
-            self._task = self._loop.create_task(self._connect())
+            self._task = self._connect()

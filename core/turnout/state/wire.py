@@ -1,4 +1,4 @@
-"""What workers and the state process say to each other: MessagePack with a length of four bytes in front."""
+"""What workers and the state process say to each other: MessagePack, framed by `link.py`."""
 
 import msgspec
 
@@ -24,10 +24,6 @@ class News(msgspec.Struct, array_like=True, frozen=True):
 _encode = msgspec.msgpack.encode
 decode_batch = msgspec.msgpack.Decoder(Batch).decode
 decode_news = msgspec.msgpack.Decoder(News).decode
-
-
-def frame(data: bytes) -> bytes:
-    return len(data).to_bytes(4, "big") + data
 
 
 def encode_batch(batch: Batch) -> bytes:
