@@ -121,7 +121,7 @@ class Latency:
             self._run = 0.0
         if abs(self._run) >= SURPRISES:
             self._run = 0.0
-            self._scale(FORGET)
+            self._scale(FORGET, FORGET)
             again = SURPRISES - 1.0  # the newest stands for all of them
             self._age(now_ns)
             self._add(again, again * seconds, again * seconds * seconds, again * (seconds - extra))
@@ -140,21 +140,14 @@ class Latency:
     def _age(self, now_ns: int) -> None:
         past = now_ns - self._at_ns
         if past > 0:
-            f = exp2(-past * self._rate) if self._at_ns else 0.0
-            self.w *= f
-            self.wx *= f
-            self.wxx *= f
-            self.own *= f
-            self.ownx *= f
-            self.wp *= f
-            self.wpp *= f
-            self.wpx *= f
-            f = exp2(-past * self._short_rate) if self._at_ns else 0.0
-            self._short_w *= f
-            self._short_wx *= f
+            if self._at_ns:
+                self._scale(exp2(-past * self._rate), exp2(-past * self._short_rate))
+            else:
+                self._scale(0.0, 0.0)
             self._at_ns = now_ns
 
-    def _scale(self, f: float) -> None:
+    def _scale(self, f: float, short: float) -> None:
+        """What the long memory and the short one have seen counts so much less."""
         self.w *= f
         self.wx *= f
         self.wxx *= f
@@ -163,8 +156,8 @@ class Latency:
         self.wp *= f
         self.wpp *= f
         self.wpx *= f
-        self._short_w *= f
-        self._short_wx *= f
+        self._short_w *= short
+        self._short_wx *= short
 
     # ---- what is to be expected
 
