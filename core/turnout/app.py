@@ -21,7 +21,7 @@ from .catalog import Catalog, patience_ms
 from .clock import SystemClock
 from .config.model import Config, RouteConfig
 from .config.version import facts_of, version_of
-from .exchange import Ability, Exchange, Receive, Route, Send, Target
+from .exchange import Ability, Receive, Route, Send, Target
 from .flow import Flow
 from .ingress import sharing
 from .ingress.caller import Callers
@@ -36,7 +36,6 @@ from .route.spec import Match, RouteSpec, StreamSpec, TargetSpec, counting, half
 from .route.spec import Window as RestartWindow
 from .route.stage import Routes
 from .route.stats import Stats
-from .telemetry import record
 from .telemetry.metrics import Metrics, Snapshot
 from .telemetry.ring import Ring
 from .upstream.attempt import OpenAIPort
@@ -74,11 +73,10 @@ class App:
         self._loop = asyncio.get_running_loop()
         self._clock = SystemClock()
         self._rng = Random()
-        self._worker = worker
         self._ring = ring
         self._dev = dev
         self._window = window
-        self.metrics = Metrics()
+        self.metrics = Metrics(ring, worker)
         self.client = make_client(self._loop, self._clock.now_ns)
         self.callers = Callers(config.listen.body_timeout_ms)
         # Breakers and budgets outlive a config: a reload does not forget which target is down.
@@ -194,11 +192,6 @@ class App:
         for share in self._shares:
             share.sync(now)
 
-    def _settled(self, x: Exchange) -> None:
-        self.metrics.observe(x)
-        if self._ring is not None:
-            self._ring.put_nowait(record.encode(record.of(x, self._worker)))
-
     # ---- building
 
     @staticmethod
@@ -237,7 +230,7 @@ class App:
             catalog=catalog,
             clock=self._clock,
             rng=self._rng,
-            settled=self._settled,
+            settled=self.metrics.observe,
             body_limit=config.most_body_bytes,
             shelf=self.shelf,
             tier=self.shelf.tier(self.depot(config)) if looked_at else None,

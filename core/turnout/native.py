@@ -20,6 +20,7 @@ if _built is not None:
     Counters: Any = _built.Counters
     FieldScanner: Any = _built.FieldScanner
     StreamScanner: Any = _built.StreamScanner
+    Tally: Any = _built.Tally
     canonical: Any = _built.canonical
     read_answer: Any = _built.read_answer
     read_usage: Any = _built.read_usage
@@ -29,6 +30,7 @@ else:
     from .twin.counters import Counters  # noqa: F401
     from .twin.scan import FieldScanner  # noqa: F401
     from .twin.sse import StreamScanner  # noqa: F401
+    from .twin.tally import Tally  # noqa: F401
 
 # Whether processes may count in the same memory: the twin's operations are whole within one process only.
 shares = _built is not None
