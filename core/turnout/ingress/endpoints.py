@@ -48,6 +48,7 @@ MOST_HEADERS = 90  # hyper itself answers 431 without a body beyond 100: below t
 # RFC 9110, 15.5.6: a 405 names what is allowed.
 _ALLOW_POST = ((b"allow", b"POST"),)
 _ALLOW_GET = ((b"allow", b"GET, HEAD"),)
+MOST_HOSTS = 64  # names of this gateway that are remembered
 MOST_OWN = 512  # of an x-turnout header: they end up in logs and traces
 
 
@@ -63,6 +64,7 @@ class Endpoints:
         self._callers = callers
         self._loop = asyncio.get_running_loop()
         self._rng = rng
+        self._hosts: set[bytes] = set()  # valid ones, as they come again and again
         # Unique across restarts and workers, and cheap: a random start for the process, then a counter.
         self._ids = map(f"req_{os.urandom(8).hex()}%07x".__mod__, itertools.count(1))
 
@@ -113,9 +115,9 @@ class Endpoints:
         if len(headers) > MOST_HEADERS:
             raise Fault("bad_header", f"more than {MOST_HEADERS} headers")
         for name, value in headers:
-            kind = _READ.get(name)
-            if kind is None:
+            if name not in _READ:
                 continue
+            kind = _READ[name]
             if kind == _AUTHORIZATION:
                 authorization = value
             elif kind == _HOST_NAME:
@@ -139,11 +141,18 @@ class Endpoints:
                 x.forward.append((name, value))
         if host is None:
             raise Fault("bad_host", "the Host header is missing")
-        if not _HOST.match(host):
-            raise Fault("bad_host", "the Host header is not valid")
+        if host not in self._hosts:
+            self._check_host(host)
         if self.sample and x.trace is None and self._rng.random() < self.sample:
             x.trace = Trace(f"{self._rng.getrandbits(128) or 1:032x}", "")
         return presented_key(authorization, other), length
+
+    def _check_host(self, host: bytes) -> None:
+        if not _HOST.match(host):
+            raise Fault("bad_host", "the Host header is not valid")
+        if len(self._hosts) == MOST_HOSTS:
+            self._hosts.clear()
+        self._hosts.add(host)
 
     def _traceparent(self, x: Exchange, value: bytes) -> None:
         """A sampled W3C trace context is carried on when traces are exported; anything malformed is ignored."""

@@ -37,6 +37,25 @@ class RequestReader:
         self.names = NAMES + tuple(dict.fromkeys(name for name in extra if name not in NAMES))
         self._scan = FieldScanner(list(self.names)).scan
         self._index = {name: i for i, name in enumerate(self.names)}
+        self._place = {name: 2 * i for i, name in enumerate(self.names)}  # in the spans
+
+    def read(self, body: bytes, required: tuple[str, ...], can_stream: bool) -> tuple[tuple[int, ...], str, bool]:
+        """Spans of the fields, the model, and whether a stream is asked for; the fields `required` are looked at. Raises
+        Fault. What most bodies need is written out here: each of the methods below costs a call."""
+        try:
+            spans: tuple[int, ...] = self._scan(body)
+        except ValueError as exc:
+            _refuse(exc)
+        start = spans[0]
+        text = body[start : spans[1]] if start >= 0 else b""
+        model = (
+            text[1:-1].decode() if len(text) > 2 and text[0] == 0x22 and b"\\" not in text else self.model(body, spans)
+        )
+        for name in required:
+            start = spans[self._place[name]]
+            if start < 0 or body[start] != 0x5B:
+                self.require(body, spans, name)
+        return spans, model, can_stream and spans[2] >= 0 and self.stream(body, spans)
 
     def scan(self, body: bytes) -> tuple[int, ...]:
         """Spans of the fields (see native/src/kernels/scan.rs). Raises Fault for what is not one JSON object."""
@@ -109,6 +128,9 @@ class RequestReader:
         `model` and the values of `sets` are JSON; `inject_usage` asks the stream for its usage. New fields are put in
         front of the client's, so that its own order stays.
         """
+        if model is not None and not sets and not inject_usage and len(body) <= SMALL:
+            whole = body[: spans[0]] + model + body[spans[1] :]  # what most requests need
+            return [whole], len(whole)
         edits: list[tuple[int, int, bytes]] = []
         inside = spans[-2]
         fresh: list[bytes] = []
