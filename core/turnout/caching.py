@@ -9,14 +9,15 @@ from .cache.memory import Memory
 from .cache.needs import Caller, Line
 from .cache.policy import Policy
 from .cache.replay import as_stream
-from .cache.wish import Wish, wish_of
+from .cache.wish import ANY, Wish, wish_of
 from .clock import Clock
 from .errors import Fault
-from .exchange import Exchange, Headers, Reply, Saved
+from .exchange import Exchange, Headers, Saved
 from .joining import HIT, MISS, Joining
 from .marks import Marks
 
 STALE = "hit-exact;stale"
+NOTHING = (b"x-turnout-cost-usd", usd(0).encode())
 
 
 class Caching:
@@ -43,7 +44,7 @@ class Caching:
         """Answer the request. False: it is none of the cache's business, and goes on as if there were none."""
         assert x.route is not None
         policy: Policy = x.route.cache
-        wish = wish_of(x.headers)
+        wish = wish_of(x.wishes) if x.wishes else ANY
         if why := policy.why_not(x) or ("" if wish.read or wish.write else wish.reason):
             x.cache = f"bypass;{why}"
             if wish.only:
@@ -108,13 +109,10 @@ class Caching:
         x.saved = Saved(entry.provider, entry.served_model, entry.cost_nanos)
         x.finish = entry.finish
         headers += self._marks.headers(x, None)
-        headers += (
-            (b"age", b"%d" % ((now - entry.stored_ns) // 1_000_000_000)),
-            (b"x-turnout-provider", entry.provider.encode()),
-            (b"x-turnout-model", entry.served_model.encode()),
-        )
+        headers.append((b"age", b"%d" % ((now - entry.stored_ns) // 1_000_000_000)))
+        headers += self._marks.of(entry.provider, entry.served_model)
         if not x.stream:
-            headers.append((b"x-turnout-cost-usd", usd(0).encode()))
+            headers.append(NOTHING)
         elif x.metadata:
             body += self._marks.closing(x, None)
         headers.append((b"content-length", b"%d" % len(body)))
@@ -123,7 +121,8 @@ class Caching:
         self._joining.saved(x)
         if stale:
             self._refresh(x, policy, entry.digest)
-        await self._line.reply(x, Reply(200, headers, body), caller)
+        if not self._line.replied(x, 200, headers, body, caller):
+            await caller.reply(200, headers, body)
         return True
 
     def _refresh(self, x: Exchange, policy: Policy, digest: bytes) -> None:

@@ -189,6 +189,7 @@ class Exchange(msgspec.Struct, kw_only=True):
     asked_usage: bool = False  # the client itself asked for stream_options.include_usage
     forward: Headers = []  # client headers that may go upstream
     headers: Headers = []  # all of the client's; policies may look at them
+    wishes: tuple[tuple[bytes, bytes], ...] = ()  # those of them that say something of the cache
     asked_route: str = ""  # x-turnout-route
     metadata: bool = False  # x-turnout-metadata: a stream closes with an event that says what it cost
     timeout_ms: int = 0  # x-turnout-timeout-ms

@@ -176,7 +176,9 @@ class Flow:
                 headers.append((b"content-encoding", call.encoding))
         headers.append((b"content-length", b"%d" % len(body)))
         if passed:
-            headers += passed_headers(passed, TO_CLIENT)
+            for pair in passed:  # a list comprehension is a call
+                if pair[0] in TO_CLIENT:
+                    headers.append(pair)
         headers += self.marks.headers(x, target)
         if x.attempts[-1].priced:  # no figure says less than a wrong one
             headers.append((b"x-turnout-cost-usd", usd(x.cost_nanos).encode()))

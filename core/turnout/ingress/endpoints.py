@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from ..admit.keys import presented_key
+from ..cache.wish import NAMES as WISHES
 from ..clock import Clock
 from ..errors import Fault
 from ..exchange import Exchange, Headers, Receive, Send, Surface, Trace
@@ -32,7 +33,7 @@ READY = "/readyz"
 # RFC 9110, 7.2 and RFC 3986, 3.2: a name, an IPv4 or a bracketed IPv6 address, and perhaps a port.
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?\Z")
 _TRACEPARENT = re.compile(rb"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})\Z")
-_AUTHORIZATION, _HOST_NAME, _LENGTH, _OTHER_KEY, _OWN, _ENCODING, _TRACE, _FORWARD = range(8)
+_AUTHORIZATION, _HOST_NAME, _LENGTH, _OTHER_KEY, _OWN, _ENCODING, _TRACE, _WISH, _FORWARD = range(9)
 # The request headers that are read; all others are passed over with one look-up.
 _READ: dict[bytes, int] = {
     b"authorization": _AUTHORIZATION,
@@ -42,6 +43,7 @@ _READ: dict[bytes, int] = {
     b"traceparent": _TRACE,
     **dict.fromkeys(KEY_HEADERS - {b"authorization"}, _OTHER_KEY),
     **dict.fromkeys(OWN_HEADERS, _OWN),
+    **dict.fromkeys(WISHES, _WISH),
     **dict.fromkeys(TO_UPSTREAM, _FORWARD),
 }
 MOST_HEADERS = 90  # hyper itself answers 431 without a body beyond 100: below that the words are ours
@@ -137,6 +139,8 @@ class Endpoints:
                     raise Fault("bad_encoding", "compressed request bodies are not accepted; send them as they are")
             elif kind == _TRACE:
                 self._traceparent(x, value)
+            elif kind == _WISH:
+                x.wishes = (*x.wishes, (name, value))
             else:
                 x.forward.append((name, value))
         if host is None:

@@ -21,6 +21,7 @@ class StreamOptions(msgspec.Struct):
     include_usage: bool | None = None
 
 
+MOST_MET, MOST_NAME = 256, 200
 SMALL = 4096  # bytes: a body up to here is copied, which is less work than three views of it
 
 _decode_str = msgspec.json.Decoder(str).decode
@@ -37,6 +38,7 @@ class RequestReader:
         self.names = NAMES + tuple(dict.fromkeys(name for name in extra if name not in NAMES))
         self._scan = FieldScanner(list(self.names)).scan
         self._index = {name: i for i, name in enumerate(self.names)}
+        self._met: dict[bytes, str] = {}  # models as they are spelt, because the same few come again and again
         self._place = {name: 2 * i for i, name in enumerate(self.names)}  # in the spans
 
     def read(self, body: bytes, required: tuple[str, ...], can_stream: bool) -> tuple[tuple[int, ...], str, bool]:
@@ -48,14 +50,19 @@ class RequestReader:
             _refuse(exc)
         start = spans[0]
         text = body[start : spans[1]] if start >= 0 else b""
-        model = (
-            text[1:-1].decode() if len(text) > 2 and text[0] == 0x22 and b"\\" not in text else self.model(body, spans)
-        )
+        model = self._met.get(text) or self._meet(text, self.model(body, spans))
         for name in required:
             start = spans[self._place[name]]
             if start < 0 or body[start] != 0x5B:
                 self.require(body, spans, name)
         return spans, model, can_stream and spans[2] >= 0 and self.stream(body, spans)
+
+    def _meet(self, text: bytes, model: str) -> str:
+        if len(text) <= MOST_NAME:
+            if len(self._met) == MOST_MET:
+                self._met.clear()
+            self._met[text] = model
+        return model
 
     def scan(self, body: bytes) -> tuple[int, ...]:
         """Spans of the fields (see native/src/kernels/scan.rs). Raises Fault for what is not one JSON object."""
