@@ -86,7 +86,7 @@ class Asking:
             except BaseException:
                 self.gone(target, x.attempts[-1], began if stats is not None else None)
                 raise
-            now = self.now()
+            now = x.attempts[-1].ended_ns or self.now()
             if stats is not None:
                 began.served(x.attempts[-1], now)
             if x.stream or x.assemble:

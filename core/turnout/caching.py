@@ -103,6 +103,7 @@ class Caching:
             x.first_content_ns = now
         else:
             headers = [(b"content-type", b"application/json")]
+        x.head_ns = now
         self._memory.touch(entry)
         stale = now >= entry.fresh_ns
         x.cache = STALE if stale else HIT

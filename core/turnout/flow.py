@@ -179,6 +179,7 @@ class Flow:
             for pair in passed:  # a list comprehension is a call
                 if pair[0] in TO_CLIENT:
                     headers.append(pair)
+        x.head_ns = self._now()
         headers += self.marks.headers(x, target)
         if x.attempts[-1].priced:  # no figure says less than a wrong one
             headers.append((b"x-turnout-cost-usd", usd(x.cost_nanos).encode()))

@@ -34,7 +34,8 @@ class Marks:
         else:
             out = self._story(x, target)
         out.append((b"x-request-id", x.id.encode()))
-        out.append((b"x-turnout-overhead-us", b"%d" % ((self._now() - x.started_ns - x.upstream_ns) // 1000)))
+        now = x.head_ns or self._now()
+        out.append((b"x-turnout-overhead-us", b"%d" % ((now - x.started_ns - x.upstream_ns) // 1000)))
         return out
 
     def of(self, provider: str, model: str) -> Headers:
