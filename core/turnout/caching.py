@@ -14,6 +14,7 @@ from .clock import Clock
 from .errors import Fault
 from .exchange import Exchange, Headers, Saved
 from .joining import HIT, MISS, Joining
+from .leading import Leading
 from .marks import Marks
 
 STALE = "hit-exact;stale"
@@ -38,6 +39,7 @@ class Caching:
         self._stream_headers = stream_headers
         self._memory = memory
         self._joining = joining
+        self._leading = Leading(line, joining)
         self._now = clock.now_ns
 
     async def answered(self, x: Exchange, caller: Caller) -> bool:
@@ -75,6 +77,9 @@ class Caching:
             if await self._joining.follow(x, caller, flight):
                 return True
         x.cache = MISS if wish.read else x.cache
+        if not x.stream and self._joining.alone:
+            await self._leading.lead(x, caller, policy, digest, key, shared)
+            return True
         flight = self._joining.begin(x, policy, digest, key, shared)
         await self._joining.read(x, caller, flight, flight.join(), own=True)
         return True

@@ -25,6 +25,7 @@ LEVELS: tuple[frozenset[str], ...] = tuple(
         "config marks asking",  # asking: a request's attempts, over route, upstream, stream and account
         "hedging",  # attempts that race until one has its first token
         "joining",  # upstream calls that several may read; is given the flow it stands in
+        "leading",  # a plain request that makes such a call itself
         "caching",  # what answers in place of the upstreams
         "streaming",  # a stream from commit to end; drives stream/cutover
         "flow",
