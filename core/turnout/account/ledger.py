@@ -17,11 +17,12 @@ from typing import Protocol
 import msgspec
 
 from ..clock import stamp
-from ..exchange import OFF, Attempt, Saved
+from ..exchange import OFF, Attempt, Saved, Usage
 
 MOST_WAITING_BYTES = 16 * 1024 * 1024
 RETRY_NS = 1_000_000_000  # after a failure, and between two syncs
 MOST_IN_HAND = 100_000  # rows among which two of one attempt can stand: far more than any batch of all rings
+_NONE = Usage()
 OPEN_DAYS = 2  # a request that began before midnight ends after it
 
 
@@ -43,7 +44,7 @@ class Ended(Protocol):
     saved: Saved | None
 
 
-class Row(msgspec.Struct, kw_only=True, gc=False):
+class Row(msgspec.Struct, gc=False):
     """One attempt, or an answer that took none (`attempt` 0, cause `cache`: it cost nothing). Money in whole nano-dollars, times in ms, tokens in OpenAI's sense (cached are in prompt)."""
 
     ts: str  # when the request came in, RFC 3339 UTC
@@ -92,7 +93,7 @@ def served(ended: Ended) -> int:
 
 
 def rows_of(ended: Ended) -> list[Row]:
-    """The rows of a request, in the order of its attempts. About 2 us each."""
+    """The rows of a request, in the order of its attempts. About 1 us each."""
     ts = stamp(ended.wall_ns)
     cache = "" if ended.cache == OFF else ended.cache
     if not ended.attempts:
@@ -100,35 +101,45 @@ def rows_of(ended: Ended) -> list[Row]:
     winner = served(ended)
     out: list[Row] = []
     for i, a in enumerate(ended.attempts):
-        row = Row(
-            ts=ts,
-            request_id=ended.id,
-            attempt=i + 1,
-            cause=a.cause,
-            route=ended.route,
-            key=ended.key,
-            tenant=ended.tenant,
-            session=ended.session,
-            provider=a.provider,
-            account=a.account,
-            model=a.model,
-            stream=ended.stream,
-            status=a.status,
-            reason=a.reason,
-            cost_nanos=a.cost_nanos,
-            priced=a.priced,
-            cache=cache,
-            started_ms=round((a.started_ns - ended.started_ns) / 1e6, 3),
-            took_ms=round(((a.ended_ns or ended.ended_ns) - a.started_ns) / 1e6, 3),
-            ttft_ms=round((a.first_content_ns - a.started_ns) / 1e6, 3) if a.first_content_ns else None,
-            served=i == winner,
+        u = a.usage or _NONE
+        out.append(
+            Row(  # in the order of its fields: names take as long again
+                ts,
+                ended.id,
+                i + 1,
+                a.cause,
+                ended.route,
+                ended.key,
+                ended.tenant,
+                ended.session,
+                a.provider,
+                a.account,
+                a.model,
+                ended.stream,
+                a.status,
+                a.reason,
+                u.prompt,
+                u.completion,
+                u.cached,
+                u.cache_write,
+                u.reasoning,
+                u.estimated,
+                a.cost_nanos,
+                a.priced,
+                cache,
+                0,
+                _ms(a.started_ns - ended.started_ns),
+                _ms((a.ended_ns or ended.ended_ns) - a.started_ns),
+                _ms(a.first_content_ns - a.started_ns) if a.first_content_ns else None,
+                i == winner,
+            )
         )
-        if a.usage is not None:
-            u = a.usage
-            row.prompt_tokens, row.completion_tokens, row.cached_tokens = u.prompt, u.completion, u.cached
-            row.cache_write_tokens, row.reasoning_tokens, row.estimated = u.cache_write, u.reasoning, u.estimated
-        out.append(row)
     return out
+
+
+def _ms(ns: int) -> float:
+    """To the microsecond. Whole numbers and one division: rounding a float takes three times as long."""
+    return (ns + 500) // 1000 / 1000
 
 
 def _saved(ended: Ended, saved: Saved, ts: str, cache: str) -> Row:
@@ -147,7 +158,7 @@ def _saved(ended: Ended, saved: Saved, ts: str, cache: str) -> Row:
         stream=ended.stream,
         cache=cache,
         saved_nanos=saved.cost_nanos,
-        took_ms=round((ended.ended_ns - ended.started_ns) / 1e6, 3),
+        took_ms=_ms(ended.ended_ns - ended.started_ns),
         served=not ended.fault,
     )
 
