@@ -22,12 +22,14 @@ if _built is not None:
     StreamScanner: Any = _built.StreamScanner
     Tally: Any = _built.Tally
     canonical: Any = _built.canonical
+    ledger_rows: Any = _built.ledger_rows
     read_answer: Any = _built.read_answer
     read_usage: Any = _built.read_usage
 else:
     from .twin.answer import read_answer, read_usage  # noqa: F401
     from .twin.canonical import canonical  # noqa: F401
     from .twin.counters import Counters  # noqa: F401
+    from .twin.rows import ledger_rows  # noqa: F401
     from .twin.scan import FieldScanner  # noqa: F401
     from .twin.sse import StreamScanner  # noqa: F401
     from .twin.tally import Tally  # noqa: F401
