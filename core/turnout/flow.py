@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from .account.cost import usd
 from .admit.keys import Keyring
 from .asking import Asking
+from .cache.feedback import feedback_of
 from .cache.needs import Meter
 from .cache.shelf import Shelf
 from .cache.tier import Tier
@@ -73,6 +74,7 @@ class Flow:
         body_limit: int,
         shelf: Shelf,
         tier: Tier | None,
+        lookup: Any,
         meter: Meter,
     ) -> None:
         self.version = version
@@ -95,6 +97,7 @@ class Flow:
             clock=clock,
             rng=rng,
             meter=meter,
+            lookup=lookup,
         )
         self.caching = Caching(
             line=self,
@@ -102,8 +105,10 @@ class Flow:
             stream_headers=STREAM_HEADERS,
             memory=shelf.memory,
             joining=joining,
+            lookup=lookup,
             clock=clock,
         )
+        self.lookup = lookup
 
     # ---- the line ----------------------------------------------------------------------------------------------
 
@@ -221,6 +226,11 @@ class Flow:
             x.status = 0
             return
         await self.terminate(x, caller, fault)
+
+    def feedback(self, tenant: str, body: bytes) -> bool:
+        """A user's word on an answer of the semantic cache. False: the entry is not known here. Raises Fault."""
+        said = feedback_of(body)
+        return self.lookup is not None and self.lookup.feedback(tenant, said.entry, said.verdict == "good")
 
     # ---- answers -----------------------------------------------------------------------------------------------
 

@@ -54,6 +54,7 @@ class Flight:
         self.closing = b""  # what closes the stream for that client alone
         self.task: asyncio.Task[None] | None = None
         self.leader: Any = None  # the exchange that asks
+        self.asked: Any = None  # what it asks, for the semantic cache
         self._pieces: list[bytes] = []
         self._base = 0  # number of the first of them
         self._held = 0  # bytes of them

@@ -4,6 +4,7 @@ from collections.abc import Awaitable
 from typing import Any, Protocol
 
 from ..exchange import Exchange, Headers, Reply
+from .entry import Entry
 
 
 class Caller(Protocol):
@@ -24,6 +25,15 @@ class Line(Protocol):
     def answer(self, x: Exchange, caller: Any) -> Awaitable[None]: ...
     async def reply(self, x: Exchange, reply: Reply, caller: Any) -> None: ...
     def settle(self, x: Exchange) -> None: ...
+
+
+class Lookup(Protocol):
+    """semantic.stage.Lookup satisfies it. `asked`: its own."""
+
+    def ask(self, x: Exchange, policy: Any) -> Any: ...
+    async def answer(self, x: Exchange, asked: Any, least: float) -> Entry | None: ...
+    def wants_check(self, asked: Any) -> bool: ...
+    def learn(self, asked: Any, entry: Entry) -> bool: ...
 
 
 class Meter(Protocol):
