@@ -23,6 +23,8 @@ from .tuning import Point
 from .window import (
     BINS,
     CHECK_W,
+    CHECK_WD,
+    CHECK_WDWRONG,
     CHECK_WRONG,
     CHECK_WW,
     CHECK_WWRONG,
@@ -95,7 +97,7 @@ class Meter:
         floor: float | None = None,
         half_life_ns: int = HALF_LIFE_NS,
         check_share: float = 0.02,
-        most_share: float = 0.10,
+        most_share: float = 0.20,
         most_nanos: int | None = None,
         spend_ns: int = DAY_NS,
     ) -> None:
@@ -182,10 +184,12 @@ class Meter:
             cells[CHECKS * BINS + b] += d
             cells[CHECK_W * BINS + b] += w
             cells[CHECK_WW * BINS + b] += w * w
+            cells[CHECK_WD * BINS + b] += w * d
             own.scope(scope, d, 0.0 if right else d)
             if not right:
                 cells[CHECK_WRONG * BINS + b] += w
                 cells[CHECK_WWRONG * BINS + b] += w * w
+                cells[CHECK_WDWRONG * BINS + b] += w * d
         elif kind == "miss":
             cells[MISSES * BINS + b] += w
             cells[MISS_WW * BINS + b] += w * w
@@ -238,7 +242,8 @@ class Meter:
         whole = labels - ratchet.labels >= RETUNE
         if whole and base > self._factory and tuning.shown(points, self.budget) <= base:
             base = max(self._factory, edge_from(EDGES[base] - LOOSEN) if base < BINS else BINS - 1)
-        to = tuning.wanted(points, base, self._floor, self.budget)
+        above = tuning.tail(points, max(at, self._floor), pool.era_requests())
+        to = tuning.wanted(points, base, self._floor, self.budget, above)
         if to > at:
             at = to
         elif whole:
@@ -308,16 +313,21 @@ class Meter:
     def estimate(self, now_ns: int) -> Estimate:
         """About 1 ms: for whoever reads metrics, not for requests."""
         cells, scalars = self._pool.totals(now_ns, era=False)
-        hits, checks, w, wrong, ww, wwrong, told = (
+        hits, checks, w, wrong, ww, wwrong, wd, wdwrong, told = (
             sum(cells[field * BINS : field * BINS + BINS])
-            for field in (HITS, CHECKS, CHECK_W, CHECK_WRONG, CHECK_WW, CHECK_WWRONG, TOLD)
+            for field in (HITS, CHECKS, CHECK_W, CHECK_WRONG, CHECK_WW, CHECK_WWRONG, CHECK_WD, CHECK_WDWRONG, TOLD)
         )
         n = scalars[REQUESTS]
         noise = _noise(scalars)
         found = Bound(0.0, 0.0, hits / n if n else 0.0)
         if w and n:
-            f = hits / (w * n)
-            found = less_noise(rate(f * wrong, f * f * wwrong, f * ww / w), hits / n, noise)
+            f = hits / w  # hits a unit of weight stands for: over 1 while labels are awaited, or could not be given
+            # What was asked again is known and not estimated: only the rest of the hits varies, and the comparer.
+            flagged = noise.value * hits
+            known = 1.0 - min(1.0, flagged / (f * wrong)) if wrong else 1.0
+            v = f * f * wwrong - known * f * wdwrong
+            more = f * ww / w - (0.0 if flagged else wd / w)
+            found = less_noise(rate(f * wrong / n, max(0.0, v) / (n * n), max(0.0, more) / n), hits / n, noise)
         least = min(told / n, hits / n) if n else 0.0  # users have told of so many
         alarm = "budget" if found.low > self.budget else "drift" if scalars[LABELS_N] < self._alarm_until else ""
         return Estimate(

@@ -10,7 +10,7 @@ FIRST = 50
 NEAR, NEARER = 0.03, 3.0  # of the score above the threshold; how many times as likely
 LABELS_WANTED = 300.0  # in the window, to say anything of a rate of a few percent
 MOST_TOKENS = 16.0  # checks that may be made up for after a quiet time
-FULL_TOKENS = 4.0  # below so many the probability sinks
+LEFT = 0.8  # of the cap, at most, is a probability: so tokens gather, and hardly any draw has to be refused
 BURST = 0.2  # of the money of a window may be spent at once; the rest flows in, so no window sees more than all of it
 
 
@@ -47,9 +47,7 @@ class Spending:
             tokens = self._tokens
             if tokens < 1.0:
                 return 0.0
-            q = min(self._most, self.share * NEARER if above < NEAR else self.share)
-            if tokens < FULL_TOKENS:
-                q *= tokens / FULL_TOKENS
+            q = min(self._most * LEFT, self.share * NEARER if above < NEAR else self.share)
         if self._flow:
             if now_ns > self._seen_ns:
                 if self._seen_ns:

@@ -13,7 +13,8 @@ Three rules, in this order:
 """
 
 from collections.abc import Sequence
-from math import log
+from bisect import bisect_left
+from math import exp, log
 from typing import NamedTuple
 
 from .bounds import Bound, less_noise, upper
@@ -36,6 +37,7 @@ from .window import (
 
 PRIOR = 2.0  # wrong answers that the factory's promise is worth
 PROMISE = 0.5  # of the budget: what a factory threshold gives on data of its own kind (0.62 of it, measured on held-out pairs)
+AIM = 0.7
 NOTHING = BINS  # the threshold at which nothing is served
 LEVELS = (1.0, 2.0, 4.0, 8.0)  # how many times as often a scope may be wrong as the budget allows
 LEVEL_STEP = 0.02  # of the score; what each level is stricter at least
@@ -44,6 +46,8 @@ LEVEL_STEP = 0.02  # of the score; what each level is stricter at least
 # three times as high, and for a third. The limit gives a false alarm in several thousand labels (bench/semantic).
 ODDS = 3.0
 LIMIT = 5.0
+STRIDE, STEEPEST, TRUST = 0.5, 0.8, 10.0
+LOGITS = tuple(log(max(x, 1e-3) / (1.0 - min(x, 0.999))) for x in EDGES[:BINS])
 NEAR_BINS = 3  # on both sides: what a bin's expectation is averaged over
 FEWEST = 20.0  # labels that make an expectation
 
@@ -110,25 +114,57 @@ def shown(points: Sequence[Point], budget: float) -> int:
     return found
 
 
-def likely(points: Sequence[Point], b: int, base: int, budget: float) -> float:
-    """Wrong/all at bin `b`, by what was seen and the promise of the factory's threshold `base`."""
+class Tail(NamedTuple):
+    """What the misses just below bin `at` lead to expect above it, as shares of all requests."""
+
+    at: int
+    rate: float  # wrong above it
+    fall: float  # by which it falls for each unit of the logit of the score
+    events: float  # wrong ones it was found from
+
+
+def tail(points: Sequence[Point], at: int, requests: float) -> Tail:
+    """Misses are all labelled, hits hardly: so the wrong ones in two steps below the threshold say how many there are above.
+    Where the density of their logits is log-concave, as of anything with one hump and no heavy tail, going on
+    geometrically bounds what is above from above."""
+    x = LOGITS[min(at, BINS - 1)]
+    near, far = (bisect_left(LOGITS, x - k * STRIDE) for k in (1, 2))
+    if far <= 0 or at >= BINS or not requests:
+        return Tail(at, 0.0, 0.0, 0.0)
+    b = max(0.0, points[near].rate - points[at].rate)
+    a = max(0.0, points[far].rate - points[near].rate)
+    ratio = (b * requests + 0.5) / (a * requests + 1.0)
+    ratio = min(ratio, STEEPEST)
+    return Tail(at, b * ratio / (1.0 - ratio), log(ratio) / STRIDE, b * requests)
+
+
+def likely(points: Sequence[Point], b: int, base: int, budget: float, above: Tail) -> float:
+    """Wrong/all at bin `b`, by what was seen, the promise of the factory's threshold `base` and what the tail says."""
     if b >= BINS:
         return 0.0
     p = points[b]
     whole = points[min(base, BINS - 1)].asked
-    prior = PRIOR * min(1.0, p.asked / whole) if whole else PRIOR
+    promise = PROMISE * budget * (min(1.0, p.asked / whole) if whole else 1.0)
+    if b >= above.at:
+        said = above.rate * exp(above.fall * (LOGITS[b] - LOGITS[min(above.at, BINS - 1)]))
+    else:
+        said = above.rate + max(0.0, p.rate - points[min(above.at, BINS - 1)].rate)
+    trust = min(above.events, TRUST)
+    mean = (promise * PRIOR + said * trust) / (PRIOR + trust)
+    mean = max(mean, 1e-9)
     if not p.weight:
-        return min(prior / PRIOR * PROMISE * budget, p.asked or 1.0)
-    return (p.rate / p.weight + prior) / (1.0 / p.weight + PRIOR / (PROMISE * budget))
+        return min(mean, p.asked or 1.0)
+    prior = PRIOR * mean / (PROMISE * budget)
+    return (p.rate / p.weight + prior) / (1.0 / p.weight + prior / mean)
 
 
-def wanted(points: Sequence[Point], base: int, floor: int, budget: float) -> int:
+def wanted(points: Sequence[Point], base: int, floor: int, budget: float, above: Tail) -> int:
     """The bin to serve from, by the three rules."""
     sure = max(shown(points, budget), floor)
     if sure <= base:
         return sure
     b = base
-    while b < sure and likely(points, b, base, budget) > budget:
+    while b < sure and likely(points, b, base, budget, above) > AIM * budget:
         b += 1
     return b
 

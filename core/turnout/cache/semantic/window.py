@@ -20,12 +20,12 @@ BINS = COARSE + FINE
 EDGES = (*(i / 100 for i in range(COARSE)), *(0.9 + i / 400 for i in range(FINE)), 1.0)
 
 LAP = 32  # half-lives
-# Per bin. Sums of the decaying weight d alone: hits served, misses with a candidate, labels of each, wrong answers that
-# users told of. Of a check's weight w * d; of those found wrong. Then the squares of the same.
-HITS, MISSED, CHECKS, CHECK_W, CHECK_WRONG, MISSES, MISS_WRONG, TOLD, CHECK_WW, CHECK_WWRONG, MISS_WW, MISS_WWRONG = (
-    range(12)
-)
-FIELDS = 12
+# Per bin, sums of the decaying weight d: hits served, misses with a candidate, hits asked again with a label, their w * d
+# (w: the inverse of the probability that they were chosen), that of those found wrong, w * d of the labels of misses, of
+# those wrong, wrong answers that users told of. Then squares: (w * d) ** 2 of the same four, w * d * d of the first two.
+HITS, MISSED, CHECKS, CHECK_W, CHECK_WRONG, MISSES, MISS_WRONG, TOLD = range(8)
+CHECK_WW, CHECK_WWRONG, MISS_WW, MISS_WWRONG, CHECK_WD, CHECK_WDWRONG = range(8, 14)
+FIELDS = 14
 SQUARES = CHECK_WW * BINS  # from here on
 CELLS = FIELDS * BINS
 # Not per bin. Decaying: requests, pairs of fresh answers and those of them flagged (their squares behind), labels that
