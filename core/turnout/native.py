@@ -3,6 +3,7 @@
 import os
 from typing import Any
 
+from .twin import meaning as _meaning
 from .twin import sse as _bits
 
 missing = ""  # why the native kernels are not used; empty when they are
@@ -29,6 +30,10 @@ else:
     from .twin.counters import Counters  # noqa: F401
     from .twin.scan import FieldScanner  # noqa: F401
     from .twin.sse import StreamScanner  # noqa: F401
+
+# The extension may be older than these two.
+Lexicon: Any = getattr(_built, "Lexicon", _meaning.Lexicon)
+Verifier: Any = getattr(_built, "Verifier", _meaning.Verifier)
 
 # Whether processes may count in the same memory: the twin's operations are whole within one process only.
 shares = _built is not None
