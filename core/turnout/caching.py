@@ -60,17 +60,21 @@ class Caching:
             entry = self._meets(self._memory.find(digest, self._now()), wish)
             if entry is None and not shared:  # else the first of those who ask looks for all
                 entry = self._meets(await self._joining.fetch(x, policy, digest), wish)
-            if entry is not None and await self._give(x, caller, policy, entry, HIT):
+            if entry is not None and await self._give(x, caller, entry, HIT):
+                if x.cache is STALE:
+                    self._joining.ask_again(x, policy, digest, "refresh", None)
                 return True
         key = (digest, x.stream, x.asked_usage)
         asked: Any = None
-        if policy.questions is not None and self._lookup is not None and wish.write:
+        if policy.questions is not None and self._lookup is not None:
             asked = self._lookup.ask(x, policy)
             # Who asks the very same as somebody just now has a better answer coming.
             alone = not shared or self._joining.flights.find(key) is None
             if asked is not None and alone and wish.read and not wish.exact:
                 entry = self._meets(await self._lookup.answer(x, asked, wish.least), wish)
-                if entry is not None and await self._give_near(x, caller, policy, entry, asked, digest):
+                if entry is not None and await self._give_near(x, caller, entry, asked):
+                    if wish.write and self._lookup.wants_check(asked):
+                        self._joining.ask_again(x, policy, digest, "check", asked)
                     return True
         x.cache = MISS if wish.read else f"bypass;{wish.reason}"
         if wish.only:
@@ -86,7 +90,7 @@ class Caching:
                 return True
         x.cache = MISS if wish.read else x.cache
         flight = self._joining.begin(x, policy, digest, key, shared)
-        flight.asked = asked
+        flight.asked = asked if wish.write else None
         await self._joining.read(x, caller, flight, flight.join(), own=True)
         return True
 
@@ -98,20 +102,15 @@ class Caching:
             return entry if self._now() <= min(entry.stored_ns + wish.max_age_ns, entry.fresh_ns) else None
         return entry
 
-    async def _give_near(
-        self, x: Exchange, caller: Caller, policy: Policy, entry: Entry, asked: Any, digest: bytes
-    ) -> bool:
+    async def _give_near(self, x: Exchange, caller: Caller, entry: Entry, asked: Any) -> bool:
         """The answer to another question that asks the same."""
-        assert self._lookup is not None
         own_key, x.cache_key = x.cache_key, entry.digest[:8].hex()
-        if not await self._give(x, caller, policy, entry, f"{NEAR};sim={asked.cosine:.2f}"):
+        given = await self._give(x, caller, entry, f"{NEAR};sim={asked.cosine:.2f}")
+        if not given:
             x.cache_key = own_key
-            return False
-        if self._lookup.wants_check(asked):
-            self._joining.ask_again(x, policy, digest, "check", asked)
-        return True
+        return given
 
-    async def _give(self, x: Exchange, caller: Caller, policy: Policy, entry: Entry, outcome: str) -> bool:
+    async def _give(self, x: Exchange, caller: Caller, entry: Entry, outcome: str) -> bool:
         now = self._now()
         assert x.principal is not None
         chat = x.surface.name == "chat"
@@ -150,8 +149,6 @@ class Caching:
         x.status = 200
         self._joining.outcome(x)
         self._joining.saved(x)
-        if x.cache is STALE:
-            self._joining.ask_again(x, policy, entry.digest, "refresh", None)
         await self._line.reply(x, Reply(200, headers, body), caller)
         return True
 

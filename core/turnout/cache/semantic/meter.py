@@ -86,7 +86,7 @@ class Estimate(msgspec.Struct, frozen=True):
 class Meter:
     """`budget`: wrong/all to hold, `factory`: the verifier's threshold for it. `name`: this worker's, the same after a
     restart. `floor`: no threshold is looser. `check_share`: of hits asked again in the long run; `most_share`: never more
-    than that (and the first FIRST). `most_nanos`: what this worker may spend on it in each `spend_ns`."""
+    than that (and the `first` hits). `most_nanos`: what this worker may spend on it in each `spend_ns`."""
 
     def __init__(
         self,
@@ -97,6 +97,7 @@ class Meter:
         floor: float | None = None,
         half_life_ns: int = HALF_LIFE_NS,
         check_share: float = 0.02,
+        first: int = FIRST,
         most_share: float = 0.20,
         most_nanos: int | None = None,
         spend_ns: int = DAY_NS,
@@ -110,6 +111,7 @@ class Meter:
         self._spending = Spending(check_share, most_share, most_nanos, spend_ns)
         self._scopes: dict[bytes, int] = {}  # those that are stricter, by their level
         self._expected = [-1.0] * BINS
+        self._first = first
         self._up = self._down = 0.0  # the two walks
         self._unwalked = (0.0, 0.0)  # what other workers' labels add to them
         self._noise = NOTHING_KNOWN
@@ -148,7 +150,7 @@ class Meter:
     def wants_check(self, score: float, scope: bytes, now_ns: int, u: float) -> float:
         """Whether the hit just served is to be asked again: 0, or the probability with which `u` (uniform in 0..1) chose
         it, whose inverse is the weight of its label."""
-        first = self._own.scalars[HITS_N] + self._pool.hits <= FIRST
+        first = self._own.scalars[HITS_N] + self._pool.hits <= self._first
         q = self._spending.draw(first, score - self._threshold, now_ns, u)
         if q:
             self._own.scalars[CHECKS_N] += 1.0

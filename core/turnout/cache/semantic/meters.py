@@ -62,6 +62,8 @@ class Meters:
                 factory,
                 self._name,
                 check_share=checks.share,
+                most_share=max(0.1, checks.share) if checks.share else 0.0,
+                first=checks.first,
                 most_nanos=int(checks.max_usd_per_hour * 1e9),
                 spend_ns=HOUR_NS,
             )

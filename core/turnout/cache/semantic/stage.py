@@ -220,7 +220,7 @@ class Lookup:
                 key=entry.key,
                 tags=entry.tags,
                 stored_ns=wall_ns,
-                dead_ns=wall_ns + entry.dead_ns - now,
+                dead_ns=wall_ns + entry.fresh_ns - now,  # a stale answer is nobody else's
                 deep=asked.vector,
             )
             self.knowledge.add(asked.place, asked.scope, item, entry, asked.spec.max_entries)
