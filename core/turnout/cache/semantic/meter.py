@@ -279,7 +279,7 @@ class Meter:
         if not right and self._often > 0.0 and self._low <= b < self._at:
             self._rise = tuning.rise(self._rise, self._often, self._asked)
             self._asked = 0
-            if self._rise > tuning.LIMIT:
+            if self._rise > tuning.RISE:
                 self._drift(True, now_ns)
                 return
         p = self._expected[b]

@@ -14,7 +14,7 @@ Three rules, in this order:
 
 from collections.abc import Sequence
 from bisect import bisect_left
-from math import exp, log
+from math import exp, log, sqrt
 from typing import NamedTuple
 
 from .bounds import Bound, less_noise, upper
@@ -46,6 +46,7 @@ LEVEL_STEP = 0.02  # of the score; what each level is stricter at least
 # three times as high, and for a third. The limit gives a false alarm in several thousand labels (bench/semantic).
 ODDS = 3.0
 TIMES = 2.0
+RISE = 6.0
 GREY = 0.05  # of the score, on both sides of the threshold: the labels that are watched
 LIMIT = 5.0
 STRIDE, STEEPEST, TRUST = 0.8, 0.8, 10.0
@@ -214,7 +215,7 @@ def often(cells: Sequence[float], at: int, requests: float) -> float:
     """Wrong candidates just below bin `at`, for each request; -1 if there were too few to say."""
     low = below(at, 2)
     n = sum(cells[MISS_WRONG * BINS + low : MISS_WRONG * BINS + min(at, BINS)])
-    return n / requests if n >= FEWEST and requests else -1.0
+    return (n + sqrt(n)) / requests if n >= FEWEST and requests else -1.0
 
 
 def rise(walk: float, rate: float, requests: int) -> float:
