@@ -86,7 +86,7 @@ class Estimate(msgspec.Struct, frozen=True):
 class Meter:
     """`budget`: wrong/all to hold, `factory`: the verifier's threshold for it. `name`: this worker's, the same after a
     restart. `floor`: no threshold is looser. `check_share`: of hits asked again in the long run; `most_share`: never more
-    than that (and the first FIRST). `most_nanos`: what this worker may spend on it in each `spend_ns`."""
+    than that (and the `first` hits). `most_nanos`: what this worker may spend on it in each `spend_ns`."""
 
     def __init__(
         self,
@@ -97,6 +97,7 @@ class Meter:
         floor: float | None = None,
         half_life_ns: int = HALF_LIFE_NS,
         check_share: float = 0.02,
+        first: int = FIRST,
         most_share: float = 0.20,
         most_nanos: int | None = None,
         spend_ns: int = DAY_NS,
@@ -104,6 +105,7 @@ class Meter:
         self.budget = budget
         self._factory = min(edge_from(factory), BINS)
         self._floor = min(edge_from(max(0.0, factory - 0.2) if floor is None else floor), self._factory)
+        self._first = first
         self._bars = Bars()
         self._pool = Pool(name, half_life_ns, Ratchet(0, 0.0, self._factory, self._factory), self._bars, budget)
         self._own = self._pool.own
@@ -153,7 +155,7 @@ class Meter:
     def wants_check(self, score: float, scope: bytes, now_ns: int, u: float) -> float:
         """Whether the hit just served is to be asked again: 0, or the probability with which `u` (uniform in 0..1) chose
         it, whose inverse is the weight of its label."""
-        first = self._own.scalars[HITS_N] + self._pool.hits <= FIRST
+        first = self._own.scalars[HITS_N] + self._pool.hits <= self._first
         q = self._spending.draw(first, score - self._threshold, now_ns, u)
         if q:
             self._own.scalars[CHECKS_N] += 1.0
@@ -362,6 +364,24 @@ class Meter:
             int(scalars[SPENT]),
         )
 
+    def calibration(self, now_ns: int | None = None) -> list[dict[str, float]]:
+        """By the score: what was asked there, how many labels there are, and which share of the answers was right, with
+        its 95 % interval. `now_ns`: None, as of the last event. Scores nobody asked at are left out."""
+        cells, _ = self._pool.totals(now_ns or 0, era=False)
+        found = []
+        for b in range(BINS):
+            hits, missed, checks, w, wrong, misses, mwrong, ww, mww = (cells[field * BINS + b] for field in _SHOWN)
+            if hits + missed + checks + misses < 0.01:
+                continue
+            labels = checks + misses
+            bad = (wrong / w * checks if w else 0.0) + mwrong
+            worth = (w * w / ww if ww else 0.0) + (misses * misses / mww if mww else 0.0)
+            bound = rate(bad / labels, bad / labels / worth, 1.0 / worth) if labels else NOTHING_KNOWN
+            row = {"from": EDGES[b], "to": EDGES[b + 1], "hits": hits, "misses": missed, "labels": labels}
+            right = {"right": 1.0 - bound.value, "low": max(0.0, 1.0 - bound.high), "high": 1.0 - bound.low}
+            found.append({**row, **right} if labels else {**row, "right": 0.0, "low": 0.0, "high": 1.0})
+        return found
+
     def advice(self, now_ns: int) -> str:
         """What the operator may change; empty where all is well or too little is known."""
         return ""
@@ -389,6 +409,9 @@ class Meter:
         self._unwalked = (self._unwalked[0] + walked[0], self._unwalked[1] + walked[1])
         self._set()
         return True
+
+
+_SHOWN = (HITS, MISSED, CHECKS, CHECK_W, CHECK_WRONG, MISSES, MISS_WRONG, CHECK_WW, MISS_WW)
 
 
 def _noise(scalars: Sequence[float]) -> Bound:

@@ -140,7 +140,7 @@ def tail(points: Sequence[Point], at: int, requests: float) -> Tail:
         return Tail(at, 0.0, 0.0, 0.0)
     b = max(0.0, points[near].rate - points[at].rate)
     a = max(0.0, points[far].rate - points[near].rate)
-    ratio = (b * requests + 0.5) / (a * requests + 1.0)
+    ratio = (b * requests + 1.5) / (a * requests + 3.0)
     ratio = min(ratio, STEEPEST)
     return Tail(at, b * ratio / (1.0 - ratio), log(ratio) / STRIDE, b * requests)
 
