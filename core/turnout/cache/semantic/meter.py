@@ -58,7 +58,7 @@ HALF_LIFE_NS = 7 * DAY_NS  # of the window: a week, so that weekdays weigh alike
 RETUNE = 100  # labels from one step to the next
 LOOSEN = 0.01  # of the score, at most, a step
 SHARPEN = 0.02  # what an alarm adds to a threshold that was the factory's or stricter
-GREY = 0.05  # of the score, on both sides of the threshold: the labels that the CUSUM watches
+
 QUIET = 300  # labels after which an alarm is over
 SCOPE_PRIOR = 20.0  # hits of its namespace that a scope is believed to be like
 PAIRS_WANTED = 50  # of fresh answers to one prompt, until the comparer's own false alarms are known
@@ -105,6 +105,7 @@ class Meter:
         self.budget = budget
         self._factory = min(edge_from(factory), BINS)
         self._floor = min(edge_from(max(0.0, factory - 0.2) if floor is None else floor), self._factory)
+        self._first = first
         self._bars = Bars()
         self._pool = Pool(name, half_life_ns, Ratchet(0, 0.0, self._factory, self._factory), self._bars, budget)
         self._own = self._pool.own
@@ -113,6 +114,10 @@ class Meter:
         self._expected = [-1.0] * BINS
         self._first = first
         self._up = self._down = 0.0  # the two walks
+        self._asked = 0  # requests since the last wrong candidate just below the threshold
+        self._rise = 0.0  # the walk of how often those come
+        self._low = self._at = 0  # where they are counted
+        self._often = -1.0  # they did, for each request; negative: not known yet
         self._unwalked = (0.0, 0.0)  # what other workers' labels add to them
         self._noise = NOTHING_KNOWN
         self._rate_of_hits = 0.0  # wrong/hits by the labels of checks, and what the budget allows of it
@@ -128,6 +133,7 @@ class Meter:
     def request(self, now_ns: int) -> None:
         own = self._own
         own.scalars[REQUESTS] += own.weight(now_ns)
+        self._asked += 1
 
     def served(self, now_ns: int, score: float, scope: bytes, item: int) -> None:
         """A hit; its request is counted by `request`."""
@@ -200,7 +206,7 @@ class Meter:
                 cells[MISS_WWRONG * BINS + b] += w * w
         elif not right:
             cells[TOLD * BINS + b] += d
-        if kind != "miss" or score > self._threshold - GREY:
+        if kind != "miss" or score > self._threshold - tuning.GREY:
             self._bars.label(item, now_ns, score, right)
         own.scalars[LABELS_N] += 1.0
         if kind != "feedback":
@@ -252,6 +258,10 @@ class Meter:
             at = max(to, edge_from(EDGES[at] - LOOSEN) if at < BINS else BINS - 1)
             if max(self._up, self._down) < tuning.LIMIT / 2:
                 self._expected = tuning.expected(cells)
+        if to > ratchet.at or whole:
+            self._at = max(at, self._floor)
+            self._low = tuning.below(self._at, 2)
+            self._often = tuning.often(cells, self._at, pool.era_requests())
         if (base, at) != (ratchet.base, ratchet.at) or whole:
             pool.ratchet = Ratchet(ratchet.era, labels if whole else ratchet.labels, base, at)
         hits = sum(cells[HITS * BINS : HITS * BINS + BINS])
@@ -268,9 +278,15 @@ class Meter:
         self._threshold = self._levels[0]
 
     def _watch(self, b: int, score: float, right: bool, now_ns: int) -> None:
-        """The CUSUM on labels near the threshold."""
+        """The CUSUMs on labels near the threshold."""
+        if not right and self._often > 0.0 and self._low <= b < self._at:
+            self._rise = tuning.rise(self._rise, self._often, self._asked)
+            self._asked = 0
+            if self._rise > tuning.RISE:
+                self._drift(True, now_ns)
+                return
         p = self._expected[b]
-        if p < 0.0 or abs(score - self._threshold) > GREY:
+        if p < 0.0 or abs(score - self._threshold) > tuning.GREY:
             return
         up, down = tuning.evidence(p, right)
         self._own.scalars[UP] += up
@@ -294,7 +310,8 @@ class Meter:
         self._own.turn(ratchet.era + 1)
         self._scopes.clear()
         self._expected = [-1.0] * BINS
-        self._up = self._down = 0.0
+        self._up = self._down = self._rise = 0.0
+        self._often = -1.0
         self._alarm_until = labels + QUIET
         self.tune(now_ns)
 
@@ -348,6 +365,24 @@ class Meter:
             int(scalars[SPENT]),
         )
 
+    def calibration(self, now_ns: int | None = None) -> list[dict[str, float]]:
+        """By the score: what was asked there, how many labels there are, and which share of the answers was right, with
+        its 95 % interval. `now_ns`: None, as of the last event. Scores nobody asked at are left out."""
+        cells, _ = self._pool.totals(now_ns or 0, era=False)
+        found = []
+        for b in range(BINS):
+            hits, missed, checks, w, wrong, misses, mwrong, ww, mww = (cells[field * BINS + b] for field in _SHOWN)
+            if hits + missed + checks + misses < 0.01:
+                continue
+            labels = checks + misses
+            bad = (wrong / w * checks if w else 0.0) + mwrong
+            worth = (w * w / ww if ww else 0.0) + (misses * misses / mww if mww else 0.0)
+            bound = rate(bad / labels, bad / labels / worth, 1.0 / worth) if labels else NOTHING_KNOWN
+            row = {"from": EDGES[b], "to": EDGES[b + 1], "hits": hits, "misses": missed, "labels": labels}
+            right = {"right": 1.0 - bound.value, "low": max(0.0, 1.0 - bound.high), "high": 1.0 - bound.low}
+            found.append({**row, **right} if labels else {**row, "right": 0.0, "low": 0.0, "high": 1.0})
+        return found
+
     def advice(self, now_ns: int) -> str:
         """What the operator may change; empty where all is well or too little is known."""
         return ""
@@ -368,12 +403,16 @@ class Meter:
         if self._own.era != era:
             self._scopes.clear()
             self._expected = [-1.0] * BINS
-            self._up = self._down = 0.0
+            self._up = self._down = self._rise = 0.0
+            self._often = -1.0
             self._alarm_until = self._pool.ratchet.labels + QUIET
             self._unwalked = (0.0, 0.0)
         self._unwalked = (self._unwalked[0] + walked[0], self._unwalked[1] + walked[1])
         self._set()
         return True
+
+
+_SHOWN = (HITS, MISSED, CHECKS, CHECK_W, CHECK_WRONG, MISSES, MISS_WRONG, CHECK_WW, MISS_WW)
 
 
 def _noise(scalars: Sequence[float]) -> Bound:

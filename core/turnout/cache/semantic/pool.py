@@ -4,7 +4,6 @@ What is sent is every worker's last sums that this one knows of, numbered, with 
 items' bars. Merging takes the later of each: in any order, any number of times, the same.
 """
 
-
 import msgspec
 
 from .bars import MARGIN, MOST_ITEMS, Bars, Record
@@ -48,6 +47,7 @@ class Pool:
         self.own = Sums(half_life_ns)
         self.others: dict[bytes, Sums] = {}
         self.ratchet = ratchet
+        self._told: tuple[list[float], Ratchet] | None = None
         self.hits = 0.0  # of the others, ever
 
     def scalar(self, which: int) -> float:
@@ -95,7 +95,10 @@ class Pool:
         self.own.weight(now_ns)
         if (before := self.others.pop(self.name, None)) is not None:  # this worker's own, before it was started again
             self.own.add(before)
-        self.own.number = max(self.own.number + 1, now_ns)
+        told = (list(self.own.scalars), self.ratchet)
+        if told != self._told:  # nothing new keeps its number, and is the same again
+            self._told = told
+            self.own.number = max(self.own.number + 1, now_ns)
         reports = [self.own.report(self.name)]
         if everyone:
             faded = FADED * self.own.weight(now_ns)

@@ -14,7 +14,7 @@ Three rules, in this order:
 
 from collections.abc import Sequence
 from bisect import bisect_left
-from math import exp, log
+from math import exp, log, sqrt
 from typing import NamedTuple
 
 from .bounds import Bound, less_noise, upper
@@ -37,7 +37,7 @@ from .window import (
 
 PRIOR = 2.0  # wrong answers that the factory's promise is worth
 PROMISE = 0.5  # of the budget: what a factory threshold gives on data of its own kind (0.62 of it, measured on held-out pairs)
-AIM = 0.7
+AIM = 0.9
 NOTHING = BINS  # the threshold at which nothing is served
 LEVELS = (1.0, 2.0, 4.0, 8.0)  # how many times as often a scope may be wrong as the budget allows
 LEVEL_STEP = 0.02  # of the score; what each level is stricter at least
@@ -45,8 +45,11 @@ LEVEL_STEP = 0.02  # of the score; what each level is stricter at least
 # CUSUM with each label weighed against what its bin leads to expect (Steiner, Cook, Farewell and Treasure 2000): for odds
 # three times as high, and for a third. The limit gives a false alarm in several thousand labels (bench/semantic).
 ODDS = 3.0
+TIMES = 2.0
+RISE = 6.0
+GREY = 0.05  # of the score, on both sides of the threshold: the labels that are watched
 LIMIT = 5.0
-STRIDE, STEEPEST, TRUST = 0.5, 0.8, 10.0
+STRIDE, STEEPEST, TRUST = 0.8, 0.8, 10.0
 LOGITS = tuple(log(max(x, 1e-3) / (1.0 - min(x, 0.999))) for x in EDGES[:BINS])
 NEAR_BINS = 3  # on both sides: what a bin's expectation is averaged over
 FEWEST = 20.0  # labels that make an expectation
@@ -114,6 +117,11 @@ def shown(points: Sequence[Point], budget: float) -> int:
     return found
 
 
+def below(at: int, strides: float) -> int:
+    """The bin so many strides of the logit below bin `at`."""
+    return bisect_left(LOGITS, LOGITS[min(at, BINS - 1)] - strides * STRIDE)
+
+
 class Tail(NamedTuple):
     """What the misses just below bin `at` lead to expect above it, as shares of all requests."""
 
@@ -127,13 +135,12 @@ def tail(points: Sequence[Point], at: int, requests: float) -> Tail:
     """Misses are all labelled, hits hardly: so the wrong ones in two steps below the threshold say how many there are above.
     Where the density of their logits is log-concave, as of anything with one hump and no heavy tail, going on
     geometrically bounds what is above from above."""
-    x = LOGITS[min(at, BINS - 1)]
-    near, far = (bisect_left(LOGITS, x - k * STRIDE) for k in (1, 2))
+    near, far = below(at, 1), below(at, 2)
     if far <= 0 or at >= BINS or not requests:
         return Tail(at, 0.0, 0.0, 0.0)
     b = max(0.0, points[near].rate - points[at].rate)
     a = max(0.0, points[far].rate - points[near].rate)
-    ratio = (b * requests + 0.5) / (a * requests + 1.0)
+    ratio = (b * requests + 1.5) / (a * requests + 3.0)
     ratio = min(ratio, STEEPEST)
     return Tail(at, b * ratio / (1.0 - ratio), log(ratio) / STRIDE, b * requests)
 
@@ -202,3 +209,16 @@ def expected(cells: Sequence[float]) -> list[float]:
 def evidence(p: float, right: bool) -> tuple[float, float]:
     """What a label adds to the two walks, where a share `p` was expected to be wrong."""
     return tuple((0.0 if right else log(odds)) - log(1.0 - p + odds * p) for odds in (ODDS, 1.0 / ODDS))  # type: ignore[return-value]
+
+
+def often(cells: Sequence[float], at: int, requests: float) -> float:
+    """Wrong candidates just below bin `at`, for each request; -1 if there were too few to say."""
+    low = below(at, 2)
+    n = sum(cells[MISS_WRONG * BINS + low : MISS_WRONG * BINS + min(at, BINS)])
+    return (n + sqrt(n)) / requests if n >= FEWEST and requests else -1.0
+
+
+def rise(walk: float, rate: float, requests: int) -> float:
+    """The walk after one more such candidate, `requests` after the last: a CUSUM of a Poisson process whose rate may have
+    doubled (Lucas 1985)."""
+    return max(0.0, walk - (TIMES - 1.0) * rate * requests) + log(TIMES)
