@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from test_cache import CHAT, MATE_KEY, OTHER_KEY, ask, outcome
+from test_cache import CHAT, MATE_KEY, OTHER_KEY, outcome
 from test_sdk import PRICES, booked
 
 from support.gateway import ADMIN_KEY, KEY, Gateway, config

@@ -22,8 +22,10 @@ def item(number: int, dead_ns: int = 1000, tenant: str = "t", **more: Any) -> It
     return Item(digest=number.to_bytes(32, "big"), tenant=tenant, dead_ns=dead_ns, **given)
 
 
-def opened(scopes: Scopes, number: int, owner: str = "t") -> Scope:
-    return scopes.open(number.to_bytes(16, "big"), owner, "route", "m")
+def opened(scopes: Scopes, number: int, owner: str = "t", most: int = 10_000) -> Scope:
+    scope = scopes.open(number.to_bytes(16, "big"), owner, "route", "m")
+    scope.most = most
+    return scope
 
 
 def test_the_nearest_that_is_alive_is_found() -> None:
@@ -52,8 +54,8 @@ def test_all_of_it_stays_within_its_bounds_and_a_tenant_within_its_share() -> No
     lot = random.Random(1)
     for number in range(3000):
         tenant = lot.choice("abc")
-        scope = opened(scopes, int(30 * lot.random() ** 4) * 3 + "abc".index(tenant), tenant)
-        scopes.put(scope, item(number, tenant=tenant), vector(), 40, 0)
+        scope = opened(scopes, int(30 * lot.random() ** 4) * 3 + "abc".index(tenant), tenant, 40)
+        scopes.put(scope, item(number, tenant=tenant), vector(), 0)
         assert len(scope.items) <= 40
         assert scopes.bytes <= 400_000
         held = {name: sum(s.held_bytes for s in scopes if s.owner == name) for name in "abc"}
@@ -66,10 +68,10 @@ def test_one_large_scope_gives_way_to_itself_and_keeps_what_is_asked_for() -> No
     scopes = Scopes(300_000, 300_000)
     scope = opened(scopes, 1)
     wanted = item(10_000)
-    scopes.put(scope, wanted, vector(), 10_000, 0)
+    scopes.put(scope, wanted, vector(), 0)
     for number in range(600):
         wanted.hits += 1
-        scopes.put(scope, item(number), vector(), 10_000, 0)
+        scopes.put(scope, item(number), vector(), 0)
     assert wanted.digest in scope.items and scopes.bytes <= 300_000 and 50 < len(scope.items) < 600
 
 
@@ -77,9 +79,9 @@ def test_a_tenant_cannot_wash_out_another() -> None:
     scopes = Scopes(300_000, 150_000)
     mine = opened(scopes, 1, "quiet")
     for number in range(20):
-        scopes.put(mine, item(number, tenant="quiet"), vector(), 100, 0)
+        scopes.put(mine, item(number, tenant="quiet"), vector(), 0)
     for number in range(2000):
-        scopes.put(opened(scopes, 100 + number % 50, "loud"), item(5000 + number, tenant="loud"), vector(), 100, 0)
+        scopes.put(opened(scopes, 100 + number % 50, "loud"), item(5000 + number, tenant="loud"), vector(), 0)
     assert len(mine.items) == 20
 
 
@@ -88,7 +90,7 @@ def test_a_purge_takes_what_fits_and_a_dry_one_only_counts() -> None:
     for number in range(40):
         tenant = "ab"[number % 2]
         scope = scopes.open(bytes([number % 4]) * 16, tenant, "r1" if number % 4 < 2 else "r2", "m")
-        scopes.put(scope, item(number, tenant=tenant, key=f"k{number % 3}", tags="x,y" if number < 10 else ""), vector(), 100, 0)
+        scopes.put(scope, item(number, tenant=tenant, key=f"k{number % 3}", tags="x,y" if number < 10 else ""), vector(), 0)
 
     def count(**what: Any) -> int:
         return sum(scopes.purge(Purge(**what)))

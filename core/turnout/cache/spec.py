@@ -54,7 +54,9 @@ class MemorySpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     max_mb: Annotated[int, Meta(ge=1, le=1_000_000)] = 128
     tenant_share: Annotated[float, Meta(gt=0, le=1)] = 0.5  # the most of it that one tenant may hold
     semantic_mb: Annotated[int, Meta(ge=1, le=1_000_000)] = 64  # questions and their vectors, beside the answers
-    disk_mb: Annotated[int, Meta(ge=1, le=1_000_000)] = 512  # of the semantic cache in state.dir, where there is no Redis
+    disk_mb: Annotated[int, Meta(ge=1, le=1_000_000)] = (
+        512  # of the semantic cache in state.dir, where there is no Redis
+    )
 
     @property
     def bounds(self) -> tuple[int, int]:

@@ -115,7 +115,12 @@ FAMILIES: dict[str, tuple[str, tuple[str, ...], str, tuple[float, ...]]] = {
         (),
     ),
     "turnout_semantic_threshold": ("gauge", ("route", "tenant"), "Score from which on an answer is given", ()),
-    "turnout_semantic_alarm": ("gauge", ("route", "tenant"), "1: drift, or the budget of wrong answers is not held", ()),
+    "turnout_semantic_alarm": (
+        "gauge",
+        ("route", "tenant"),
+        "1: drift, or the budget of wrong answers is not held",
+        (),
+    ),
     "turnout_semantic_bytes": ("gauge", (), "Memory of questions and their vectors", ()),
     "turnout_semantic_scopes": ("gauge", (), "Scopes in memory", ()),
     "turnout_semantic_evictions_total": ("counter", ("what",), "Questions (item) and scopes that made room", ()),

@@ -44,9 +44,7 @@ _decode = msgspec.msgpack.Decoder(Written).decode
 
 def written(item: Item) -> bytes:
     said = _encode(
-        Written(
-            FORM, item.digest, item.text, item.tenant, item.tag, item.key, item.tags, item.stored_ns, item.dead_ns
-        )
+        Written(FORM, item.digest, item.text, item.tenant, item.tag, item.key, item.tags, item.stored_ns, item.dead_ns)
     )
     return zlib.crc32(said).to_bytes(4, "big") + said
 

@@ -40,9 +40,9 @@ class Knowledge:
             self._spawn(self._load(scope, place))
         return scope
 
-    def add(self, place: Place, scope: Scope, item: Item, entry: Entry, most_items: int) -> None:
+    def add(self, place: Place, scope: Scope, item: Item, entry: Entry) -> None:
         """Keep a question, here and for the others."""
-        self._put(scope, item, most_items)
+        self._put(scope, item)
         self.books.add(place, item, pack(entry, self._clock.now_ns(), item.stored_ns))
 
     def drop(self, place: Place, scope: Scope, item: Item) -> None:
@@ -122,15 +122,15 @@ class Knowledge:
             stored_ns=found.stored_ns,
             dead_ns=found.dead_ns,
         )
-        self._put(scope, item, 0)
+        self._put(scope, item)
 
     def _purged(self, scope: Scope, found: Written) -> bool:
         return any(
             found.stored_ns <= at and what.matches(found, scope.route, (scope.model,)) for what, at in self._purges
         )
 
-    def _put(self, scope: Scope, item: Item, most_items: int) -> None:
-        self.scopes.put(scope, item, item.said.vector, most_items, self._clock.wall_ns())
+    def _put(self, scope: Scope, item: Item) -> None:
+        self.scopes.put(scope, item, item.said.vector, self._clock.wall_ns())
         if scope.index.wants_work and not scope.building:
             scope.building = True
             self._spawn(self._build(scope))

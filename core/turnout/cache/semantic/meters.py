@@ -99,7 +99,13 @@ class Meters:
             said = msgspec.to_builtins(room.meter.estimate(now))
             rows = {"near_misses": room.near, "wrong_hits": room.wrong}
             out.append(
-                {"route": route, "tenant": tenant, "budget": room.meter.budget, **said, "advice": room.meter.advice(now)}
+                {
+                    "route": route,
+                    "tenant": tenant,
+                    "budget": room.meter.budget,
+                    **said,
+                    "advice": room.meter.advice(now),
+                }
                 | {name: msgspec.to_builtins(list(seen)) for name, seen in rows.items()}
             )
         return out
@@ -107,7 +113,7 @@ class Meters:
     def calibration(self) -> list[dict[str, Any]]:
         """Of each namespace: by score, how many labels said right and wrong."""
         return [
-            {"route": route, "tenant": tenant, "bins": room.meter.calibration()}
+            {"route": route, "tenant": tenant, "bins": room.meter.calibration(self._wall())}
             for (tenant, route), room in sorted(self._rooms.items())
         ]
 

@@ -53,6 +53,7 @@ class Scope:
         self.owner = owner  # the tenant who pays for its place; empty: shared by all of the route
         self.route = route
         self.model = model
+        self.most = 100_000  # items
         self.index = Index()
         self.items: dict[bytes, Item] = {}  # by digest, the oldest first
         self.loaded = False  # what others knew of it is here too
@@ -151,12 +152,12 @@ class Scopes:
             self._count(scope)
         return scope
 
-    def put(self, scope: Scope, item: Item, vector: bytes, most_items: int, now_ns: int) -> None:
+    def put(self, scope: Scope, item: Item, vector: bytes, now_ns: int) -> None:
         """Take it in, and let go of what is too much for the scope, its owner, or all."""
         if self._scopes.get(scope.key) is not scope:
             return  # it went meanwhile
         scope.add(item, vector)
-        while len(scope.items) > most_items:
+        while len(scope.items) > scope.most:
             scope.evict(now_ns)
             self.evicted["item"] += 1
         self._count(scope)

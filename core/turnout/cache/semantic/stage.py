@@ -99,6 +99,7 @@ class Lookup:
         tenant = x.principal.tenant
         place = Place(question.scope, "" if spec.share == "route" else tenant, x.route.name, x.model)
         scope = self.knowledge.scope(place)
+        scope.most = spec.max_entries
         asked = Asked(place, scope, spec, question.text, said, tenant, policy.tag(x))
         found = scope.nearest(said.vector, self._wall())
         if found is not None and found[1] >= NEAR:
@@ -223,7 +224,7 @@ class Lookup:
                 dead_ns=wall_ns + entry.fresh_ns - now,  # a stale answer is nobody else's
                 deep=asked.vector,
             )
-            self.knowledge.add(asked.place, asked.scope, item, entry, asked.spec.max_entries)
+            self.knowledge.add(asked.place, asked.scope, item, entry)
         return again
 
     def _judge(self, asked: Asked, entry: Entry, text: str) -> bool:

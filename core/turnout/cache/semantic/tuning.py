@@ -12,8 +12,8 @@ Three rules, in this order:
 3. Spoken against: the loosest threshold above it for which the same mean keeps the budget; none may, then nothing is served.
 """
 
-from collections.abc import Sequence
 from bisect import bisect_left
+from collections.abc import Sequence
 from math import exp, log, sqrt
 from typing import NamedTuple
 
