@@ -100,7 +100,7 @@ class Worker:
                 self._say("answer", [value[0], self._app.explain(msgspec.convert(value[1], Question))])
             elif kind == "semantic":
                 room = self._app.room
-                self._say("answer", [value[0], room.view() if room is not None else {}])
+                self._say("answer", [value[0], room.told(value[1]) if room is not None else {}])
             elif kind == "purge":
                 self._purging = asyncio.create_task(self._purge(*value))
             elif kind == "drain":

@@ -100,7 +100,10 @@ class Admin:
         if (method, path) == ("GET", "/admin/cache"):
             return 200, b"application/json", msgspec.json.encode(cache_view(await self._supervisor.snapshot()))
         if (method, path) == ("GET", "/admin/cache/semantic"):
-            views = await self._supervisor.ask("semantic", None, ASK_S)
+            entry = dict(parse_qsl(url.query)).get("entry", "")
+            if entry and (said := Purge(entry=entry).wrong()):
+                return _error(400, said, "bad_query")
+            views = await self._supervisor.ask("semantic", entry, ASK_S)
             return 200, b"application/json", msgspec.json.encode(_by_worker(views))
         if (method, path) == ("POST", "/admin/cache/purge"):
             return await self._purge(url.query)

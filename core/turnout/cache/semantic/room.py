@@ -40,6 +40,7 @@ class Room:
             counts.count("turnout_semantic_errors_total", (kind,))
 
         self.depot = depot
+        self._wall = clock.wall_ns
         self._scopes = Scopes(*spec.semantic_bounds)
         books: Books = RedisBooks(depot) if depot is not None else Disk(directory, spec.disk_mb << 20, wrong)
         self.knowledge = Knowledge(self._scopes, books, clock, models.lexicon().parse)
@@ -66,13 +67,40 @@ class Room:
             **self.meters.seen(),
         }
 
-    def view(self) -> dict[str, Any]:
+    def told(self, entry: str) -> dict[str, Any]:
+        """For the admin listener: all there is to see, or of one entry."""
+        if entry:
+            return {"entries": self._inspect(entry)}
         return {
             "questions": self._scopes.items,
             "bytes": self._scopes.bytes,
             "scopes": len(self._scopes),
             "namespaces": self.meters.view(),
         }
+
+    def _inspect(self, entry: str) -> list[dict[str, Any]]:
+        """The kept questions whose key begins so: for the operator's eyes."""
+        now = self._wall()
+        return [
+            {
+                "entry": item.digest.hex()[:16],
+                "question": item.text,
+                "route": scope.route,
+                "tenant": item.tenant,
+                "model": scope.model,
+                "key": item.key,
+                "tags": item.tags,
+                "scope": scope.key.hex(),
+                "scope_size": len(scope.items),
+                "age_s": (now - item.stored_ns) // 1_000_000_000,
+                "left_s": (item.dead_ns - now) // 1_000_000_000,
+                "hits": item.hits,
+                "last_score": round(item.last, 4),
+            }
+            for scope in self._scopes
+            for item in scope.items.values()
+            if item.digest.hex().startswith(entry)
+        ]
 
     async def close(self) -> None:
         self.meters.close()

@@ -23,7 +23,7 @@ class Semantic(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Needs chat requests whose last message is a user's text."""
 
     # Wrong answers from the cache over all requests that it looked at. What is held is an upper bound of it.
-    max_false_hit_rate: Annotated[float, Meta(ge=0.0005, le=0.2)] = 0.01
+    max_false_hit_rate: Annotated[float, Meta(ge=0.0025, le=0.2)] = 0.01
     # strict: the same question. faq: the same intent, for routes where one answer serves all who want the same thing.
     profile: Literal["strict", "faq"] = "strict"
     ttl_s: Annotated[float, Meta(gt=0, le=30 * 86_400)] = 3600.0
