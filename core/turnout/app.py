@@ -22,7 +22,7 @@ from .catalog import Catalog, patience_ms
 from .clock import SystemClock
 from .config.model import Config, RouteConfig
 from .config.version import facts_of, version_of
-from .exchange import Exchange, Receive, Route, Send, Target
+from .exchange import Receive, Route, Send, Target
 from .flow import Flow
 from .ingress import sharing
 from .ingress.caller import Callers
@@ -34,7 +34,6 @@ from .route.share import Cells
 from .route.spec import Match, RouteSpec, StreamSpec, TargetSpec, counting, leaves, tree_of
 from .route.spec import Window as RestartWindow
 from .route.stage import Routes
-from .telemetry import record
 from .telemetry.metrics import Metrics, Snapshot
 from .telemetry.ring import Ring
 from .upstream.attempt import OpenAIPort
@@ -76,7 +75,7 @@ class App:
         self._worker = worker
         self._ring = ring
         self._dev = dev
-        self.metrics = Metrics()
+        self.metrics = Metrics(ring, worker)
         self.client = make_client(self._loop, self._clock.now_ns)
         self.callers = Callers(config.listen.body_timeout_ms)
         self._lasting = Lasting(self._rng, window)
@@ -206,11 +205,6 @@ class App:
         self.callers.tick(now)
         self._lasting.tick(now)
 
-    def _settled(self, x: Exchange) -> None:
-        self.metrics.observe(x)
-        if self._ring is not None:
-            self._ring.put_nowait(record.encode(record.of(x, self._worker)))
-
     # ---- building
 
     @staticmethod
@@ -251,7 +245,7 @@ class App:
             catalog=catalog,
             clock=self._clock,
             rng=self._rng,
-            settled=self._settled,
+            settled=self.metrics.observe,
             body_limit=config.most_body_bytes,
             shelf=self.shelf,
             tier=self.shelf.tier(self.depot(config)) if looked_at else None,

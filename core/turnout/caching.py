@@ -9,14 +9,15 @@ from .cache.memory import Memory
 from .cache.needs import Caller, Line, Lookup
 from .cache.policy import Policy
 from .cache.replay import as_stream
-from .cache.wish import Wish, wish_of
+from .cache.wish import ANY, Wish, wish_of
 from .clock import Clock
 from .errors import Fault
-from .exchange import Exchange, Headers, Reply, Saved
+from .exchange import Exchange, Headers, Saved
 from .joining import HIT, MISS, NEAR, Joining
 from .marks import Marks
 
 STALE = "hit-exact;stale"
+NOTHING = (b"x-turnout-cost-usd", usd(0).encode())
 
 
 class Caching:
@@ -45,7 +46,7 @@ class Caching:
         """Answer the request. False: it is none of the cache's business, and goes on as if there were none."""
         assert x.route is not None
         policy: Policy = x.route.cache
-        wish = wish_of(x.headers)
+        wish = wish_of(x.wishes) if x.wishes else ANY
         if why := policy.why_not(x) or ("" if wish.read or wish.write else wish.reason):
             x.cache = f"bypass;{why}"
             if wish.only:
@@ -127,6 +128,7 @@ class Caching:
             x.first_content_ns = now
         else:
             headers = [(b"content-type", b"application/json")]
+        x.head_ns = now
         self._memory.touch(entry)
         stale = now >= entry.fresh_ns
         x.cache = STALE if stale and outcome is HIT else outcome
@@ -137,19 +139,17 @@ class Caching:
         else:
             x.cache_key = ""  # whose answer it was is nobody's business
         headers += self._marks.headers(x, None)
-        headers += (
-            (b"x-turnout-provider", entry.provider.encode()),
-            (b"x-turnout-model", entry.served_model.encode()),
-        )
+        headers += self._marks.of(entry.provider, entry.served_model)
         if not x.stream:
-            headers.append((b"x-turnout-cost-usd", usd(0).encode()))
+            headers.append(NOTHING)
         elif x.metadata:
             body += self._marks.closing(x, None)
         headers.append((b"content-length", b"%d" % len(body)))
         x.status = 200
         self._joining.outcome(x)
         self._joining.saved(x)
-        await self._line.reply(x, Reply(200, headers, body), caller)
+        if not self._line.replied(x, 200, headers, body, caller):
+            await caller.reply(200, headers, body)
         return True
 
 

@@ -21,6 +21,7 @@ if _built is not None:
     Counters: Any = _built.Counters
     FieldScanner: Any = _built.FieldScanner
     StreamScanner: Any = _built.StreamScanner
+    Tally: Any = _built.Tally
     canonical: Any = _built.canonical
     read_answer: Any = _built.read_answer
     read_usage: Any = _built.read_usage
@@ -30,6 +31,7 @@ else:
     from .twin.counters import Counters  # noqa: F401
     from .twin.scan import FieldScanner  # noqa: F401
     from .twin.sse import StreamScanner  # noqa: F401
+    from .twin.tally import Tally  # noqa: F401
 
 # The extension may be older than these two.
 Lexicon: Any = getattr(_built, "Lexicon", _meaning.Lexicon)

@@ -71,9 +71,13 @@ class Flight:
         self.status, self.headers = status, headers
         self._wake()
 
-    async def reply(self, status: int, headers: Headers, body: bytes) -> None:
+    def reply_nowait(self, status: int, headers: Headers, body: bytes) -> bool:
         self.status, self.headers, self.body = status, headers, body
         self._wake()
+        return True
+
+    async def reply(self, status: int, headers: Headers, body: bytes) -> None:
+        self.reply_nowait(status, headers, body)
 
     async def send(self, data: bytes, more: bool) -> None:
         if not more:

@@ -3,7 +3,7 @@
 from collections.abc import Awaitable
 from typing import Any, Protocol
 
-from ..exchange import Exchange, Headers, Reply
+from ..exchange import Exchange, Headers
 from .entry import Entry
 
 
@@ -23,7 +23,7 @@ class Line(Protocol):
     """What this stage needs of the flow it stands in."""
 
     def answer(self, x: Exchange, caller: Any) -> Awaitable[None]: ...
-    async def reply(self, x: Exchange, reply: Reply, caller: Any) -> None: ...
+    def replied(self, x: Exchange, status: int, headers: Headers, body: bytes, caller: Any) -> bool: ...
     def settle(self, x: Exchange) -> None: ...
 
 

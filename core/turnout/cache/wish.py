@@ -1,14 +1,14 @@
 """What a caller may say about the cache: only that it wants a fresher answer, or none of it kept. Pure."""
 
 import re
+from collections.abc import Iterable
 
 import msgspec
 
 from ..errors import Fault
-from ..exchange import Headers
 
 NAME = b"x-turnout-cache"
-_NAMES = frozenset((NAME, b"cache-control"))
+NAMES = frozenset((NAME, b"cache-control"))
 _WORDS = "off, read, refresh, exact, sim=0..1 or max-age=SECONDS"
 MOST = 512  # bytes of a value
 
@@ -27,13 +27,13 @@ ANY = Wish()
 _SHARE = re.compile(r"(?:0(?:\.[0-9]{1,6})?|1(?:\.0{1,6})?)\Z")
 
 
-def wish_of(headers: Headers) -> Wish:
+def wish_of(headers: Iterable[tuple[bytes, bytes]]) -> Wish:
     """RFC 9111, 5.2.1, of `cache-control`: no-cache, no-store, max-age, only-if-cached; what would lower the bar
     (max-stale) is passed over, and so is what is not known. `x-turnout-cache`: off, read, refresh, exact, sim, max-age.
     Raises Fault bad_header for other words there."""
     out = ANY
     for name, value in headers:
-        if name in _NAMES:
+        if name in NAMES:
             own = name == NAME
             if len(value) > MOST:
                 raise Fault("bad_header", f"'{name.decode()}' is longer than {MOST} bytes")

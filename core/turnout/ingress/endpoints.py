@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from ..admit.keys import presented_key
+from ..cache.wish import NAMES as WISHES
 from ..clock import Clock
 from ..errors import Fault
 from ..exchange import Exchange, Headers, Receive, Send, Surface, Trace
@@ -33,7 +34,7 @@ FEEDBACK = "/v1/cache/feedback"
 # RFC 9110, 7.2 and RFC 3986, 3.2: a name, an IPv4 or a bracketed IPv6 address, and perhaps a port.
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?\Z")
 _TRACEPARENT = re.compile(rb"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})\Z")
-_AUTHORIZATION, _HOST_NAME, _LENGTH, _OTHER_KEY, _OWN, _ENCODING, _TRACE, _FORWARD = range(8)
+_AUTHORIZATION, _HOST_NAME, _LENGTH, _OTHER_KEY, _OWN, _ENCODING, _TRACE, _WISH, _FORWARD = range(9)
 # The request headers that are read; all others are passed over with one look-up.
 _READ: dict[bytes, int] = {
     b"authorization": _AUTHORIZATION,
@@ -43,6 +44,7 @@ _READ: dict[bytes, int] = {
     b"traceparent": _TRACE,
     **dict.fromkeys(KEY_HEADERS - {b"authorization"}, _OTHER_KEY),
     **dict.fromkeys(OWN_HEADERS, _OWN),
+    **dict.fromkeys(WISHES, _WISH),
     **dict.fromkeys(TO_UPSTREAM, _FORWARD),
 }
 MOST_HEADERS = 90  # hyper itself answers 431 without a body beyond 100: below that the words are ours
@@ -50,6 +52,7 @@ MOST_HEADERS = 90  # hyper itself answers 431 without a body beyond 100: below t
 _ALLOW_POST = ((b"allow", b"POST"),)
 _ALLOW_GET = ((b"allow", b"GET, HEAD"),)
 MOST_FEEDBACK = 4096
+MOST_HOSTS = 64  # names of this gateway that are remembered
 MOST_OWN = 512  # of an x-turnout header: they end up in logs and traces
 
 
@@ -65,6 +68,7 @@ class Endpoints:
         self._callers = callers
         self._loop = asyncio.get_running_loop()
         self._rng = rng
+        self._hosts: set[bytes] = set()  # valid ones, as they come again and again
         # Unique across restarts and workers, and cheap: a random start for the process, then a counter.
         self._ids = map(f"req_{os.urandom(8).hex()}%07x".__mod__, itertools.count(1))
 
@@ -115,9 +119,9 @@ class Endpoints:
         if len(headers) > MOST_HEADERS:
             raise Fault("bad_header", f"more than {MOST_HEADERS} headers")
         for name, value in headers:
-            kind = _READ.get(name)
-            if kind is None:
+            if name not in _READ:
                 continue
+            kind = _READ[name]
             if kind == _AUTHORIZATION:
                 authorization = value
             elif kind == _HOST_NAME:
@@ -137,15 +141,24 @@ class Endpoints:
                     raise Fault("bad_encoding", "compressed request bodies are not accepted; send them as they are")
             elif kind == _TRACE:
                 self._traceparent(x, value)
+            elif kind == _WISH:
+                x.wishes = (*x.wishes, (name, value))
             else:
                 x.forward.append((name, value))
         if host is None:
             raise Fault("bad_host", "the Host header is missing")
-        if not _HOST.match(host):
-            raise Fault("bad_host", "the Host header is not valid")
+        if host not in self._hosts:
+            self._check_host(host)
         if self.sample and x.trace is None and self._rng.random() < self.sample:
             x.trace = Trace(f"{self._rng.getrandbits(128) or 1:032x}", "")
         return presented_key(authorization, other), length
+
+    def _check_host(self, host: bytes) -> None:
+        if not _HOST.match(host):
+            raise Fault("bad_host", "the Host header is not valid")
+        if len(self._hosts) == MOST_HOSTS:
+            self._hosts.clear()
+        self._hosts.add(host)
 
     def _traceparent(self, x: Exchange, value: bytes) -> None:
         """A sampled W3C trace context is carried on when traces are exported; anything malformed is ignored."""
