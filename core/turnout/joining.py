@@ -17,7 +17,7 @@ from .cache.needs import Caller, Line, Meter
 from .cache.policy import Policy
 from .cache.replay import as_stream
 from .cache.sound import is_sound, usage_json
-from .cache.tier import HANDED_MS, MOST_BYTES, NOTHING, WAIT_MS, Lease, Tier, answer_key, pack, unpack
+from .cache.tier import HANDED_MS, MOST_BYTES, NOTHING, WAIT_MS, Lease, Tier, answer_key, hand_on, pack, unpack
 from .clock import Clock
 from .errors import Fault
 from .exchange import Exchange, Headers, Saved, Usage
@@ -100,8 +100,8 @@ class Joining:
         lease: Lease | None = None
         entry: Entry | None = None
         try:
-            if flight.open and self._tier is not None and self._tier.up:
-                lease = Lease(self._tier, policy.tag(x), digest)
+            if flight.open and self._tier is not None and self._tier.hopeful:
+                lease = Lease(self._tier, policy.tag(x), digest, lambda: flight.followers)
                 entry = await self._elsewhere(x, policy, lease)
                 if entry is not None and policy.exact is not None:
                     self._memory.put(entry, self._now())
@@ -138,7 +138,8 @@ class Joining:
             while True:
                 # In this order on one connection: what comes between the two is seen.
                 mine, value = await asyncio.gather(lease.take(), self._look(policy, lease))
-                if mine and value is None and waited:  # who had it before us has most likely answered: look twice
+                if mine and value is None and (waited or lease.late):
+                    # Who had it before us has most likely answered: look twice.
                     value = await lease.tier.get(lease.answer)
                 entry = self._fresh(value, lease, x)
                 if entry is not None:
@@ -327,15 +328,15 @@ class Joining:
                 self._count("turnout_cache_stores_total", (entry.route, "kept" if kept else "too_large"))
         finally:
             tier = self._tier
-            if tier is not None and tier.up and (lease is not None or entry is not None):
+            if tier is not None and tier.hopeful and (lease is not None or entry is not None):
                 now = self._now()
                 key = answer_key(tier, policy.tag(x), digest)
                 if entry is not None and len(entry.body) <= MOST_BYTES:
                     life_ms = (entry.dead_ns - now) // 1_000_000 if policy.exact is not None else HANDED_MS
-                    await tier.set(key, pack(entry, now, self._clock.wall_ns()), max(1, life_ms), tell=True)
+                    await hand_on(tier, key, pack(entry, now, self._clock.wall_ns()), max(1, life_ms))
                     self._time("turnout_cache_backend_seconds", (tier.name, "put"), (self._now() - now) / 1e9)
                 elif lease is not None and lease.mine:
-                    await tier.set(key, NOTHING, 20, tell=True)
+                    await hand_on(tier, key, NOTHING, 20)
             if lease is not None:
                 await lease.release()
 

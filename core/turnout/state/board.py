@@ -35,6 +35,8 @@ class Board(asyncio.Protocol):
     def up(self) -> bool:
         return self._transport is not None
 
+    hopeful = up
+
     @staticmethod
     def key(tag: str, *parts: str) -> bytes:
         return ":".join((tag, *parts)).encode()
