@@ -116,6 +116,8 @@ class Joining:
             fault = met
         except asyncio.CancelledError:
             fault = Fault("client_gone", "the client closed the connection")
+            if self.flights.closed:
+                fault = Fault("draining", "the gateway is shutting down")
         finally:
             flight.end(fault)
             if flight.left:  # its own client did not wait for this: then nobody else settles it
