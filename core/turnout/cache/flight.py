@@ -79,7 +79,7 @@ class Flight:
         if not more:
             self.closing = data
             return
-        self._write(data)
+        self.write(data)
         while self.readers and self._behind() > AHEAD:
             self._room = asyncio.get_running_loop().create_future()
             await self._room
@@ -87,10 +87,11 @@ class Flight:
     def push(self, data: bytes) -> bool:
         if self.readers and self._behind() > AHEAD:
             return False
-        self._write(data)
+        self.write(data)
         return True
 
-    def _write(self, data: bytes) -> None:
+    def write(self, data: bytes) -> None:
+        """One piece, at whatever pace it is read."""
         self._pieces.append(data)
         size = len(data)
         self._bytes += size

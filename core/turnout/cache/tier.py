@@ -14,6 +14,7 @@ import msgspec
 
 from .entry import Entry
 from .memory import Memory
+from .pouring import Live
 from .purge import Purge, purge
 
 # Longer than any pause of a loop, shorter than anybody likes to wait for a host that died. Renewed thrice in its time.
@@ -47,6 +48,10 @@ class Leases(Protocol):
 class Tier(Leases, Protocol):
     name: str
 
+    @property
+    def live(self) -> Live | None:
+        """Where it hands on what is under way, too."""
+
     async def delete(self, key: bytes) -> int | None: ...
     async def purged(self, what: Purge) -> None:
         """Let go of what this fits, here or in what others fetch from here."""
@@ -76,7 +81,7 @@ class Lease:
         self.answer = answer_key(tier, tag, digest)
         self.mine = False
         self.late = False  # it was not heard of at once
-        self._key = tier.key(tag, "lease", digest.hex())
+        self.key = tier.key(tag, "lease", digest.hex())
         self._owner = os.urandom(12)
         self._asked = False
         self._renewing: asyncio.Task[None] | None = None
@@ -87,7 +92,7 @@ class Lease:
         self._asked = True
         end = loop.time() + PATIENT_S
         while True:
-            mine = await self.tier.lease(self._key, self._owner, LEASE_MS)
+            mine = await self.tier.lease(self.key, self._owner, LEASE_MS)
             if mine is not None or not self.tier.hopeful or loop.time() > end:
                 break
             if not self.tier.up:
@@ -104,7 +109,7 @@ class Lease:
     async def _renew(self) -> None:
         while True:
             await asyncio.sleep(LEASE_MS / 3000)
-            await self.tier.lease(self._key, self._owner, LEASE_MS)
+            await self.tier.lease(self.key, self._owner, LEASE_MS)
 
     def done(self) -> None:
         """The call is over; who waits may still have to be told, then `release`."""
@@ -114,7 +119,7 @@ class Lease:
     async def release(self) -> None:
         if self.mine or self._asked:
             self.mine = self._asked = False
-            await self.tier.release(self._key, self._owner)
+            await self.tier.release(self.key, self._owner)
 
 
 class Shared(msgspec.Struct, array_like=True):
@@ -221,6 +226,11 @@ class OverRedis:
     @property
     def hopeful(self) -> bool:
         return self.depot.hopeful
+
+    @property
+    def live(self) -> None:
+        """Between hosts the whole answer is handed on, at its end."""
+        return None
 
     async def get(self, key: bytes) -> bytes | None:
         if time.monotonic() < self._look_s:
