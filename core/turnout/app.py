@@ -131,8 +131,10 @@ class App:
 
     async def finish(self) -> None:
         """The end: wait for live requests as long as `drain` allowed, then close what is left."""
-        while self.callers.live and self._loop.time() < self._drain_until:
+        flights = self.shelf.flights
+        while (self.callers.live or flights.running) and self._loop.time() < self._drain_until:
             await asyncio.sleep(0.01)
+        await flights.finish()
         if self.room is not None:
             await self.room.close()
         self.close()

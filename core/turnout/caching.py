@@ -11,9 +11,10 @@ from .cache.policy import Policy
 from .cache.replay import as_stream
 from .cache.wish import ANY, Wish, wish_of
 from .clock import Clock
+from .elsewhere import HIT
 from .errors import Fault
 from .exchange import Exchange, Headers, Saved
-from .joining import HIT, MISS, NEAR, Joining
+from .joining import MISS, NEAR, Joining
 from .marks import Marks
 
 STALE = "hit-exact;stale"

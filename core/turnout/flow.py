@@ -28,6 +28,7 @@ from .joining import Joining
 from .marks import Marks
 from .route.stage import Routes
 from .streaming import Passage, assemble
+from .takeover import TakenOver
 from .upstream.attempt import passed_headers
 from .wire.headers import TO_CLIENT
 from .wire.request import RequestReader
@@ -219,6 +220,17 @@ class Flow:
         except BaseException:
             passage.abandon()
             raise
+        await self._carry(x, caller, passage)
+
+    async def go_on(self, x: Exchange, caller: Caller, said: list[bytes] | None) -> None:
+        """A stream that another worker began, with what its client has of it; None: that is not known any more."""
+        if said is None:
+            x.fault = Fault("interrupted", "the worker that asked for this has ended")
+            await self.terminate(x, caller, x.fault)
+            return
+        await self._carry(x, caller, TakenOver(self._asking, x, caller, said))
+
+    async def _carry(self, x: Exchange, caller: Caller, passage: Passage) -> None:
         fault = await passage.carry()
         if fault is None:
             await caller.send(self.marks.closing(x, passage.target) if x.metadata else b"", False)

@@ -24,6 +24,7 @@ from .config.load import from_wire
 from .config.model import Config
 from .ingress import control
 from .ingress.question import Question
+from .ingress.sharing import load
 from .state.board import Board
 from .state.remote import Remote
 from .state.table import Cells, row
@@ -89,6 +90,8 @@ class Worker:
             elif kind == "config":
                 try:
                     config = from_wire(value["data"], value["secrets"])
+                    if config.state.shared is not None:
+                        await asyncio.to_thread(load, config)
                     if value["board"] and self._app.shelf.board is None:  # no route had a cache until now
                         self._app.shelf.board = Board(value["board"])
                     self._app.apply(config, value["version"], value["simulators"])
