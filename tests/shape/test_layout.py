@@ -88,17 +88,13 @@ def signatures(source: str) -> Signatures:
 ENGINE = {"Engine", "Head", "Trust", "Pool", "Call"}
 
 
-# Their native half is not built yet.
-TWIN_ONLY = {"Lexicon", "Said", "Verifier"}
-
-
 def stub() -> Signatures:
     """The kernels of the stub."""
     return {name: shape for name, shape in signatures((ROOT / "_native.pyi").read_text()).items() if name not in ENGINE}
 
 
 def twin() -> Signatures:
-    return {name: shape for path in (ROOT / "twin").glob("*.py") for name, shape in signatures(path.read_text()).items() if name not in TWIN_ONLY}
+    return {name: shape for path in (ROOT / "twin").glob("*.py") for name, shape in signatures(path.read_text()).items()}
 
 
 def twin_of(name: str) -> Any:

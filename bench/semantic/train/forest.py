@@ -5,7 +5,7 @@ from typing import Any
 
 from turnout.twin.parts.pairs import NAMES
 
-Rate = tuple[float, float, float]  # wrong of all, threshold, low
+Rate = tuple[float, float, float, float]  # wrong of all, threshold, low, sure
 
 
 def nodes_of(tree: dict[str, Any]) -> list[tuple[int, float, int, int]]:
@@ -30,7 +30,7 @@ def nodes_of(tree: dict[str, Any]) -> list[tuple[int, float, int, int]]:
 
 def forest_bytes(base: float, rates: list[Rate], trees: list[list[tuple[int, float, int, int]]]) -> bytes:
     out = [struct.pack("<dH", base, len(rates))]
-    out += [struct.pack("<ddd", *rate) for rate in rates]
+    out += [struct.pack("<4d", *rate) for rate in rates]
     out.append(struct.pack("<H", len(trees)))
     for tree in trees:
         out.append(struct.pack("<H", len(tree)))

@@ -10,22 +10,23 @@ from .parts.signs import Reading, code_of
 from .parts.tables import Tables
 from .parts.texts import Text
 from .parts.trees import Forest
-from .parts.words import MOST_PIECES, basic, normalise, pieces
+from .parts.words import MOST_CHARACTERS, MOST_PIECES, basic, normalise, pieces
 
+# The file of a profile (little endian): the magic; u16 how many numbers a pair has; u16 flags (1: vetoes); u16 length and
+# the version in UTF-8; then two forests (`parts/trees.py`), without and with the cosine of the transformer.
 _MAGIC = b"TNVER002"
 
 
 class Said(Text):
     """A text read once, made by `Lexicon.parse` alone."""
 
-    __slots__ = ("_tokens", "_vector")
+    __slots__ = ("_tokens",)
     _tokens: int
-    _vector: bytes
 
     @property
     def vector(self) -> bytes:
-        """256 float32, little endian, of unit norm; zeros when no token is known."""
-        return self._vector
+        """256 float32, little endian, of unit norm; zeros when no token is known. Made anew each time, not kept."""
+        return self.tables.vector(self._ids)
 
     @property
     def content(self) -> int:
@@ -49,11 +50,13 @@ class Lexicon:
         self._tables = Tables(data)
 
     def parse(self, text: str) -> Said:
-        """Reads a text. Raises UnicodeEncodeError for half a surrogate pair. Linear in the length; of the tokens after
-        the 510th nothing is looked at."""
+        """Reads a text: of its first 8192 characters what makes up 510 tokens, the rest is not looked at. Raises
+        UnicodeEncodeError for half a surrogate pair."""
         text.encode()
         tables = self._tables
-        tokens, whole = basic(normalise(text), MOST_PIECES + 1)
+        short = text[:MOST_CHARACTERS]
+        tokens, whole = basic(normalise(short), MOST_PIECES + 1)
+        whole = whole and len(short) == len(text)
         ids = array("H")
         spans = []
         for token in tokens:
@@ -65,18 +68,13 @@ class Lexicon:
             ids.extend(found)
         reading = Reading(tables.reader, ids, tables.idf)
         reading.read(tokens[: len(spans)], spans)
-        said = Said(tables, ids, reading, code_of(text))
+        said = Said(tables, ids, reading, code_of(short))
         said._tokens = len(ids) + 2 if whole else 513
-        said._vector = tables.vector(ids)
         return said
 
 
 class Verifier:
-    """One profile of the judge over pairs. Raises ValueError when `data` is not a verifier file for these features.
-
-    The file (little endian): `TNVER002`; u16 how many numbers a pair has; u16 flags (1: vetoes); u16 length and the
-    version in UTF-8; then two forests (`parts/trees.py`), without and with the cosine of the transformer.
-    """
+    """One profile of the judge over pairs. Raises ValueError when `data` is not a verifier file for these features."""
 
     def __init__(self, data: bytes) -> None:
         try:
@@ -115,6 +113,11 @@ class Verifier:
     def low(self, rate: float) -> float:
         """The score without the transformer under which asking it is not worth it at this rate; 2 when it never is."""
         return self._shallow.chosen(rate)[2]
+
+    def sure(self, rate: float) -> float:
+        """The score without the transformer from which on it need not be asked: `threshold(rate, True)` was chosen for
+        requests that are served from either of the two. Stricter than `threshold(rate, False)`, which stands alone."""
+        return self._shallow.chosen(rate)[3]
 
     def explain(self, new: Said, kept: Said, cosine: float) -> dict[str, float]:
         """The numbers of a pair by name, without that of the transformer."""

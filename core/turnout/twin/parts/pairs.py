@@ -30,13 +30,13 @@ NAMES = (
     "shared", "shared_all", "cover_lo", "cover_hi", "bigrams", "bigrams_all",
     "alone_lo", "alone_hi", "rarest_lo", "rarest_hi", "weight_lo", "weight_hi",
     "near_mean", "near_lo", "near_hi", "swap_near",
-    "synonyms", "moved", "moved_all", "roles", "first_same", "last_same",
+    "synonyms", "moved", "moved_all", "breaks", "breaks_all", "swapped", "roles", "first_same", "last_same",
     "numbers", "numbers_one", "numbers_same", "ordinals", "dates", "units", "negations", "negations_off",
     "opposites", "names", "names_weight", "names_both", "idents", "code",
     "ask_same", "ask_off", "pronouns", "relations", "modals", "quantities", "small",
     "content_lo", "content_off", "length_off", "questions_off", "sentences_off", "verbatim",
 )  # fmt: skip
-_VETOES = ("numbers", "ordinals", "dates", "units", "negations_off", "opposites", "idents", "code", "roles")
+_VETOES = ("numbers", "ordinals", "dates", "units", "negations_off", "opposites", "idents", "code", "roles", "swapped")
 REFUSED = tuple(NAMES.index(name) for name in _VETOES)
 _MOST_NEAR = 16  # words of a side that are compared by meaning; with more left over it is a miss anyway
 
@@ -70,6 +70,18 @@ def _longest_run(places: list[int]) -> int:
             at += 1
         tails[at:] = [place, *tails[at + 1 :]]
     return len(tails)
+
+
+def _is_placed(word: Word) -> bool:
+    """Whether it matters where a word stands: who does what to whom."""
+    return is_content(word) or bool(word.flags & (PRONOUN | QUANTITY | NEGATION) and not word.flags & ASKED)
+
+
+def _breaks(places: list[int]) -> int:
+    """How often neighbours among the shared words are none in the other text. A part that moves to the front breaks the
+    order once, words that change places break it more often unless little else is shared."""
+    ranks = {place: rank for rank, place in enumerate(sorted(places))}
+    return sum(ranks[after] != ranks[before] + 1 for before, after in pairwise(places))
 
 
 def _bigrams(words: list[Word]) -> list[tuple[int, int]]:
@@ -169,6 +181,8 @@ def features(new: Text, kept: Text, cosine: float, deep: float) -> list[float]:
         _overlap(_bigrams(own_content), _bigrams(other_content)),
         _overlap(_bigrams(new.words), _bigrams(kept.words)),
     ]
+    breaks = _breaks([j for i, j in pairs if _is_placed(new.words[i]) and _is_placed(kept.words[j])])
+    all_breaks = _breaks([j for _, j in pairs])
     synonyms = _pair_off(new, own, other)
     left = [word for word in own if is_content(word)]
     right = [word for word in other if is_content(word)]
@@ -178,6 +192,9 @@ def features(new: Text, kept: Text, cosine: float, deep: float) -> list[float]:
         synonyms,
         len(content) - _longest_run([j for _, j in content]),
         len(pairs) - _longest_run([j for _, j in pairs]),
+        breaks,
+        all_breaks,
+        breaks > 1 or (breaks == 1 and all_breaks > 1),
         _roles(new, kept, content),
         _same_at(own_content, other_content, 0),
         _same_at(own_content, other_content, -1),
@@ -230,12 +247,15 @@ def _near_numbers(
     back = _nearest(kept, right, new, own[: 2 * _MOST_NEAR])
     both = forth + back
     weight = sum(idf for _, idf in both)
+    nearness = 0.0
+    for near, idf in both:  # not sum(): from 3.12 on it rounds otherwise
+        nearness += near * idf
     lows = (min((near for near, _ in forth), default=1.0), min((near for near, _ in back), default=1.0))
     swapped = 1.0
     if left and right:
         swapped = min(near for near, _ in _nearest(new, left, kept, right))
     return [
-        sum(near * idf for near, idf in both) / weight if weight else 1.0,
+        nearness / weight if weight else 1.0,
         min(lows),
         max(lows),
         swapped,

@@ -13,9 +13,9 @@ NAME, IDENT, ASKED = (1 << i for i in range(10, 13))
 
 _FILLER = 255  # an ask that says nothing: "can you tell me"
 _LONGEST_ASK = 9  # words
-_APOSTROPHES = "'\u2019\u02bc`\u00b4"
+_APOSTROPHES = "'\u2019`"
 _CODE = "={}<>\\|^~_[]+*"  # a text with one of them is taken for code: its signs have to be the same
-_SIGNS = _CODE + "&@#%/-();:,.!?\"'$"  # and these count then
+_SIGNS = _CODE + "&@#%/-();:$"  # and these count then
 _CONTRACTED = {"m": "is", "re": "is", "ve": "have", "ll": "will", "d": "would"}
 _IS_AFTER = frozenset(
     ["what", "how", "where", "who", "when", "why", "that", "it", "there", "he", "she", "here", "which"]
@@ -150,7 +150,7 @@ class Reading:
         char = tokens[at].text
         if char in _CODE:
             self.looks_like_code = True
-        if char in _SIGNS and char not in "?!,.\"'":
+        if char in _SIGNS:
             self.signs = fnv(char, self.signs or 1)
         if char == "?":
             self.questions += 1

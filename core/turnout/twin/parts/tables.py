@@ -14,6 +14,7 @@ from .signs import Reader, Word
 
 _MAGIC = b"TNLEX002"
 DIMS = 256
+_MOST_SUMMED = 8  # tokens of a word; so the product of two meanings fits 32 bits
 
 
 class Tables:
@@ -65,9 +66,9 @@ class Tables:
         return struct.pack(f"<{DIMS}f", *total)
 
     def meaning(self, ids: "array[int]", word: Word) -> list[int]:
-        """The sum of the table's rows over a word's tokens."""
+        """The sum of the table's rows over a word's first tokens."""
         out = [0] * DIMS
-        for token in ids[word.first : word.first + word.count]:
+        for token in ids[word.first : word.first + min(word.count, _MOST_SUMMED)]:
             row = self._rows[token]
             if row:
                 part = self._table[row * DIMS : row * DIMS + DIMS]

@@ -1,6 +1,6 @@
 """Boosted trees with a table of thresholds. Twin of `native/src/kernels/meaning/trees.rs`.
 
-A forest in a file (little endian): f64 base; u16 and as many triples of f64 (rate, threshold, low), rates rising; u16
+A forest in a file (little endian): f64 base; u16 and as many times four f64 (rate, threshold, low, sure), rates rising; u16
 trees, each u16 nodes of i16 number (-1: a leaf), f64 border or value, u16 where to go up to the border, u16 where to go
 above it. Children stand behind their parents.
 """
@@ -18,7 +18,7 @@ class Forest:
 
     __slots__ = ("base", "rates", "trees")
 
-    def __init__(self, base: float, rates: list[tuple[float, float, float]], trees: list[list[Node]]) -> None:
+    def __init__(self, base: float, rates: list[tuple[float, float, float, float]], trees: list[list[Node]]) -> None:
         self.base = base
         self.rates = rates
         self.trees = trees
@@ -28,8 +28,8 @@ class Forest:
         """The forest at `at` and where it ends. Raises struct.error when it ends too early, else ValueError."""
         base, count = struct.unpack_from("<dH", data, at)
         at += 10
-        rates = [struct.unpack_from("<ddd", data, at + 24 * i) for i in range(count)]
-        at += 24 * count
+        rates = [struct.unpack_from("<4d", data, at + 32 * i) for i in range(count)]
+        at += 32 * count
         (count,) = struct.unpack_from("<H", data, at)
         at += 2
         trees = []
@@ -54,9 +54,9 @@ class Forest:
                 place = left if numbers[number] <= value else right
         return 1.0 / (1.0 + math.exp(-total))
 
-    def chosen(self, rate: float) -> tuple[float, float, float]:
+    def chosen(self, rate: float) -> tuple[float, float, float, float]:
         """The last of the rates that does not go beyond `rate`, with what was chosen for it."""
-        found = (0.0, 2.0, 2.0)
+        found = (0.0, 2.0, 2.0, 2.0)
         for known in self.rates:
             if known[0] <= rate + 1e-12:
                 found = known

@@ -7,6 +7,7 @@ import unicodedata
 from typing import NamedTuple
 
 MOST_PIECES = 510  # with [CLS] and [SEP] 512, what MiniLM reads at most
+MOST_CHARACTERS = 8192  # further ones are not looked at: 510 tokens of real text are a third of that
 _MOST_LETTERS = 100  # BERT takes a longer token for an unknown one
 
 # What a character is to the tokenizer. A mark is taken off a letter, as BERT uncased does.
