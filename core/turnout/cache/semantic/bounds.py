@@ -75,10 +75,7 @@ def gamma_quantile(a: float, p: float, z: float) -> float:
 
 def rate(y: float, v: float, w: float) -> Bound:
     """95 %, two-sided. `y`: sum of the weights of the events, `v`: of their squares, `w`: what one more would weigh."""
-    if v <= 0.0:
-        low = y  # all of them were seen
-    else:
-        low = v / y * gamma_quantile(y * y / v, 0.025, -Z975)
+    low = v / y * gamma_quantile(y * y / v, 0.025, -Z975) if v > 0.0 else y  # no variance: all of them were seen
     if w <= 0.0:
         return Bound(y, low, y)
     scale = (v + w * w) / (y + w)

@@ -28,16 +28,34 @@ _WORD = re.compile(r"\d[\d.,:/]*\d|\d|[^\W\d_]+(?:['’][^\W\d_]+)?")
 _NUMBER = re.compile(r"\d")
 _MARKS = re.compile(r"[\s*_`#>~|\"“”„'’.,:;!?()\[\]{}-]+")
 _NEGATIONS = frozenset(
-    "not no never none neither nor cannot without nothing nobody nicht kein keine nie ohne pas jamais".split()
+    [
+        "not",
+        "no",
+        "never",
+        "none",
+        "neither",
+        "nor",
+        "cannot",
+        "without",
+        "nothing",
+        "nobody",
+        "nicht",
+        "kein",
+        "keine",
+        "nie",
+        "ohne",
+        "pas",
+        "jamais",
+    ]
 )
 _STOP = frozenset(
     "a an the of to in on at for and or is are was were be been being it its this that these those as by with from you your"
     " can will would should may might i we they he she my our their his her so if then than also just very more most some"
-    " any all do does did have has had there here what which who how when where why about into over out up down".split()
+    " any all do does did have has had there here what which who how when where why about into over out up down"
 )
 _SMALL = {
-    word: str(n)
-    for n, word in enumerate("zero one two three four five six seven eight nine ten eleven twelve".split())
+    "zero": "0", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9",
+    "ten": "10", "eleven": "11", "twelve": "12",
 }  # fmt: skip
 _YES, _NO = frozenset(("yes", "yeah", "yep", "correct", "true")), frozenset(("no", "nope", "incorrect", "false"))
 
@@ -109,8 +127,7 @@ class _Said:
             if _NUMBER.match(token):
                 self.numbers[_number(token)] += 1
             elif low in _SMALL:
-                if low != "one":
-                    self.numbers[_SMALL[low]] += 1
+                self.numbers[_SMALL[low]] += 1
             elif low in _NEGATIONS or low.endswith("n't"):
                 self.negations += 1
             elif low not in _STOP:

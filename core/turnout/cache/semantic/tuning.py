@@ -12,9 +12,9 @@ Three rules, in this order:
 3. Spoken against: the loosest threshold above it for which the same mean keeps the budget; none may, then nothing is served.
 """
 
-from collections.abc import Sequence
 from bisect import bisect_left
-from math import exp, log, sqrt
+from collections.abc import Sequence
+from math import exp, log
 from typing import NamedTuple
 
 from .bounds import Bound, less_noise, upper
@@ -42,17 +42,8 @@ NOTHING = BINS  # the threshold at which nothing is served
 LEVELS = (1.0, 2.0, 4.0, 8.0)  # how many times as often a scope may be wrong as the budget allows
 LEVEL_STEP = 0.02  # of the score; what each level is stricter at least
 
-# CUSUM with each label weighed against what its bin leads to expect (Steiner, Cook, Farewell and Treasure 2000): for odds
-# three times as high, and for a third. The limit gives a false alarm in several thousand labels (bench/semantic).
-ODDS = 3.0
-TIMES = 2.0
-RISE = 6.0
-GREY = 0.05  # of the score, on both sides of the threshold: the labels that are watched
-LIMIT = 5.0
 STRIDE, STEEPEST, TRUST = 0.8, 0.8, 10.0
 LOGITS = tuple(log(max(x, 1e-3) / (1.0 - min(x, 0.999))) for x in EDGES[:BINS])
-NEAR_BINS = 3  # on both sides: what a bin's expectation is averaged over
-FEWEST = 20.0  # labels that make an expectation
 
 
 class Point(NamedTuple):
@@ -187,38 +178,3 @@ def levels(points: Sequence[Point], at: int) -> tuple[float, ...]:
         score = EDGES[at] + i * LEVEL_STEP
         found.append(max(EDGES[b], score) if b < BINS and score <= 1.0 else 2.0)
     return tuple(found)
-
-
-def expected(cells: Sequence[float]) -> list[float]:
-    """Per bin the share of labels that are wrong, from the labels around it; -1 where there are too few."""
-    right = [0.0] * BINS
-    wrong = [0.0] * BINS
-    for b in range(BINS):
-        weight, n = cells[CHECK_W * BINS + b], cells[CHECKS * BINS + b]
-        bad = (cells[CHECK_WRONG * BINS + b] / weight * n if weight else 0.0) + cells[MISS_WRONG * BINS + b]
-        wrong[b] = bad
-        right[b] = max(0.0, n + cells[MISSES * BINS + b] - bad)
-    found = []
-    for b in range(BINS):
-        near = range(max(0, b - NEAR_BINS), min(BINS, b + NEAR_BINS + 1))
-        k, n = sum(wrong[i] for i in near), sum(right[i] + wrong[i] for i in near)
-        found.append((k + 0.5) / (n + 1.0) if n >= FEWEST else -1.0)
-    return found
-
-
-def evidence(p: float, right: bool) -> tuple[float, float]:
-    """What a label adds to the two walks, where a share `p` was expected to be wrong."""
-    return tuple((0.0 if right else log(odds)) - log(1.0 - p + odds * p) for odds in (ODDS, 1.0 / ODDS))  # type: ignore[return-value]
-
-
-def often(cells: Sequence[float], at: int, requests: float) -> float:
-    """Wrong candidates just below bin `at`, for each request; -1 if there were too few to say."""
-    low = below(at, 2)
-    n = sum(cells[MISS_WRONG * BINS + low : MISS_WRONG * BINS + min(at, BINS)])
-    return (n + sqrt(n)) / requests if n >= FEWEST and requests else -1.0
-
-
-def rise(walk: float, rate: float, requests: int) -> float:
-    """The walk after one more such candidate, `requests` after the last: a CUSUM of a Poisson process whose rate may have
-    doubled (Lucas 1985)."""
-    return max(0.0, walk - (TIMES - 1.0) * rate * requests) + log(TIMES)

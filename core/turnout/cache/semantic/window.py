@@ -10,6 +10,7 @@ lost, doubled or out of order does no harm, and merging in any order gives the s
 """
 
 from array import array
+from collections.abc import Sequence
 from math import isfinite
 
 import msgspec
@@ -46,6 +47,11 @@ def edge_from(score: float) -> int:
     """The first bin that holds no score below `score`; BINS if there is none."""
     i = bin_of(score)
     return i if EDGES[i] >= score - 1e-9 else i + 1
+
+
+def column(cells: Sequence[float], field: int) -> Sequence[float]:
+    """One field of all bins."""
+    return cells[field * BINS : field * BINS + BINS]
 
 
 class Report(msgspec.Struct, array_like=True, frozen=True):
