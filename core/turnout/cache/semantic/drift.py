@@ -46,9 +46,9 @@ class Drift:
         # One standard deviation more: a rate from few events errs.
         self._often = (n + sqrt(n)) / requests if n >= FEWEST and requests else -1.0
 
-    def label(self, b: int, right: bool) -> tuple[float, float] | None:
+    def label(self, b: int, right: bool, miss: bool) -> tuple[float, float] | None:
         """What a label at bin `b` adds to the walks up and down; None if it is not near the threshold."""
-        if not right and self._often > 0.0 and self._low <= b < self._at:
+        if miss and not right and self._often > 0.0 and self._low <= b < self._at:
             self._rise = max(0.0, self._rise - (TIMES - 1.0) * self._often * self.asked) + log(TIMES)
             self.asked = 0
         p = self._expected[b]

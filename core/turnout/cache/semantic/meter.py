@@ -17,8 +17,8 @@ from .bounds import NOTHING_KNOWN
 from .drift import GREY, Drift
 from .pool import Pool, Ratchet
 from .spending import FIRST, Spending
-from .telling import Estimate, advice, calibration, estimate, noise_of
-from .tuning import Point
+from .telling import USELESS, Estimate, advice, calibration, estimate, noise_of
+from .tuning import Noise, Point
 from .window import (
     BINS,
     CHECK_W,
@@ -67,7 +67,8 @@ PAIRS_EVERY = 20  # from then on, of checks
 class Meter:
     """`budget`: wrong/all to hold, `factory`: the verifier's threshold for it. `name`: this worker's, the same after a
     restart. `floor`: no threshold is looser. `check_share`: of hits asked again in the long run; `most_share`: never more
-    than that (and the `first` hits). `most_nanos`: what this worker may spend on it in each `spend_ns`."""
+    than that (and the `first` hits). `most_nanos`: what this worker may spend on it in each `spend_ns`. `confirmed`: a
+    check's label is "wrong" only where a second fresh answer agreed with the first against the kept one (else None)."""
 
     def __init__(
         self,
@@ -82,11 +83,13 @@ class Meter:
         most_share: float = 0.20,
         most_nanos: int | None = None,
         spend_ns: int = DAY_NS,
+        confirmed: bool = False,
     ) -> None:
         self.budget = budget
         self._factory = min(edge_from(factory), BINS)
         self._floor = min(edge_from(max(0.0, factory - 0.2) if floor is None else floor), self._factory)
         self._first = first
+        self._confirmed = confirmed
         self._bars = Bars()
         ratchet = Ratchet(0, 0.0, self._factory, self._factory)
         self._pool = Pool(name, half_life_ns, ratchet, self._bars, budget)
@@ -95,7 +98,7 @@ class Meter:
         self._drift = Drift()
         self._scopes: dict[bytes, int] = {}  # those that are stricter, by their level
         self._unwalked = (0.0, 0.0)  # what other workers' labels add to the walks
-        self._noise = NOTHING_KNOWN
+        self._noise = Noise(NOTHING_KNOWN, NOTHING_KNOWN, False)
         self._rate_of_hits = 0.0  # wrong/hits by the labels of checks, and what the budget allows of it
         self._allowed = 1.0
         self._alarm_until = -1.0  # labels
@@ -165,13 +168,15 @@ class Meter:
             return
         b = bin_of(score)
         self._count(b, right, weight * d, d, kind)
-        if kind != "miss" or score > self._threshold - GREY:
+        miss = kind == "miss"
+        trusted = self._noise.told if miss else kind == "feedback" or self._noise.checks.value <= USELESS
+        if trusted and (not miss or score > self._threshold - GREY):
             self._bars.label(item, now_ns, score, right)
         own.scalars[LABELS_N] += 1.0
-        if kind != "feedback" and (walked := self._drift.label(b, right)):
+        if trusted and kind != "feedback" and (walked := self._drift.label(b, right, miss)):
             own.scalars[UP] += walked[0]
             own.scalars[DOWN] += walked[1]
-        bad = not right and kind != "miss"  # one of a miss says nothing of what is served
+        bad = not right and not miss  # one of a miss says nothing of what is served
         if bad or self._drift.alarm() or self._pool.scalar(LABELS_N) - self._pool.ratchet.labels >= RETUNE:
             self.tune(now_ns)
         if kind == "check":
@@ -226,15 +231,18 @@ class Meter:
         pool, ratchet = self._pool, self._pool.ratchet
         cells, scalars = pool.totals(now_ns, era=True)
         requests = pool.era_requests()
-        self._noise = noise_of(scalars)
-        points = self._points = tuning.curve(cells, requests, self._noise)
+        self._noise = noise = noise_of(scalars, self._confirmed)
+        points = self._points = tuning.curve(cells, requests, noise)
         labels = scalars[LABELS_N]
         step = labels - ratchet.labels >= RETUNE
         base, at = ratchet.base, ratchet.at
         if step and base > self._factory and tuning.shown(points, self.budget) <= base:
             base = max(self._factory, _looser(base))
-        above = tuning.tail(points, max(at, self._floor), requests)
-        to = tuning.wanted(points, base, self._floor, self.budget, above)
+        above = tuning.tail(points, max(at, self._floor), requests if noise.told else 0.0)
+        if noise.checks.value > USELESS:
+            at = to = base  # the labels say nothing
+        else:
+            to = tuning.wanted(points, base, self._floor, self.budget, above)
         if to > at:
             at = to
         elif step:
@@ -275,10 +283,10 @@ class Meter:
         """How much stricter than its namespace this scope is, by its own labels and what the namespace leads to expect."""
         n, k = self._pool.scope(scope)
         found = (k + SCOPE_PRIOR * self._rate_of_hits) / (n + SCOPE_PRIOR)
-        f = min(self._noise.value, 0.9)
+        f = min(self._noise.checks.value, 0.9)
         times = max(0.0, (found - f) / (1.0 - f)) / self._allowed
         level = sum(times > limit for limit in tuning.LEVELS[:-1])
-        if level:
+        if level and f <= USELESS:
             self._scopes[scope] = level
         else:
             self._scopes.pop(scope, None)
@@ -288,7 +296,9 @@ class Meter:
     def estimate(self, now_ns: int) -> Estimate:
         """About 1 ms: for whoever reads metrics, not for requests."""
         cells, scalars = self._pool.totals(now_ns, era=False)
-        return estimate(cells, scalars, self._threshold, scalars[LABELS_N] < self._alarm_until, self.budget)
+        noise = noise_of(scalars, self._confirmed)
+        alarm = scalars[LABELS_N] < self._alarm_until
+        return estimate(cells, scalars, noise, self._threshold, alarm, self.budget)
 
     def advice(self, now_ns: int) -> str:
         """What the operator may change; empty where all is well or too little is known."""

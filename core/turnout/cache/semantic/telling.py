@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import msgspec
 
 from .bounds import NOTHING_KNOWN, Bound, less_noise, rate, share
-from .tuning import Point
+from .tuning import Noise, Point
 from .window import (
     BINS,
     CHECK_W,
@@ -36,6 +36,8 @@ from .window import (
 FEW_HITS = 0.20  # of requests: below this the cache hardly pays
 FEWEST_REQUESTS = 200.0  # that say something of it
 NOISY = 0.05  # of right answers taken for wrong: from here on the noise hides the budget
+USELESS = 0.50  # from here on what it says is no label
+FEWEST_PAIRS = 8.0  # of fresh answers, that say how often it errs
 UNSURE = 0.30  # of labels that could not be given
 
 
@@ -57,13 +59,16 @@ class Estimate(msgspec.Struct, frozen=True):
     spent_nanos: int
 
 
-def noise_of(scalars: Sequence[float]) -> Bound:
-    """The share of right answers that the comparer takes for wrong, from pairs of fresh answers to one prompt."""
-    return share(scalars[PAIRS_WRONG], scalars[PAIRS_WWRONG], scalars[PAIRS], scalars[PAIRS_WW])
+def noise_of(scalars: Sequence[float], confirmed: bool) -> Noise:
+    """The share of right answers that the comparer takes for wrong, from pairs of fresh answers to one prompt. `confirmed`:
+    checks were found wrong only where two fresh answers agreed against the kept one, so this is the misses' alone."""
+    found = share(scalars[PAIRS_WRONG], scalars[PAIRS_WWRONG], scalars[PAIRS], scalars[PAIRS_WW])
+    worth = scalars[PAIRS] ** 2 / scalars[PAIRS_WW] if scalars[PAIRS_WW] else 0.0
+    return Noise(Bound(0.0, 0.0, 0.0) if confirmed else found, found, worth >= FEWEST_PAIRS and found.value <= USELESS)
 
 
 def estimate(
-    cells: Sequence[float], scalars: Sequence[float], threshold: float, alarm: bool, budget: float
+    cells: Sequence[float], scalars: Sequence[float], noise: Noise, threshold: float, alarm: bool, budget: float
 ) -> Estimate:
     """Of the window's hits the share wrong among those asked again, times the hits: a ratio estimator, which labels that are
     awaited or could not be given do not move. Its interval is about the wrong answers that were served, as they were
@@ -73,15 +78,14 @@ def estimate(
         for field in (HITS, CHECKS, CHECK_W, CHECK_WRONG, CHECK_WW, CHECK_WWRONG, CHECK_WD, CHECK_WDWRONG, TOLD)
     )
     n = scalars[REQUESTS]
-    noise = noise_of(scalars)
     found = Bound(0.0, 0.0, hits / n if n else 0.0)
-    if w and n:
+    if w and n and noise.checks.value <= USELESS:
         f = hits / w  # hits a unit of weight stands for: over 1 while labels are awaited, or could not be given
-        flagged = noise.value * hits  # by the comparer's error, which varies for the hits asked again too
+        flagged = noise.checks.value * hits  # by the comparer's error, which varies for the hits asked again too
         known = 1.0 - min(1.0, flagged / (f * wrong)) if wrong else 1.0
         v = f * f * wwrong - known * f * wdwrong
         more = f * ww / w - (0.0 if flagged else wd / w)
-        found = less_noise(rate(f * wrong / n, max(0.0, v) / (n * n), max(0.0, more) / n), hits / n, noise)
+        found = less_noise(rate(f * wrong / n, max(0.0, v) / (n * n), max(0.0, more) / n), hits / n, noise.checks)
     least = min(told / n, hits / n) if n else 0.0  # users have told of so many
     return Estimate(
         requests=n,
@@ -92,7 +96,7 @@ def estimate(
         labels=checks,
         worth=w * w / ww if ww else 0.0,
         unclear=scalars[UNCLEAR],
-        noise=noise.value,
+        noise=noise.misses.value,
         threshold=threshold,
         alarm="budget" if found.low > budget else "drift" if alarm else "",
         checked=int(scalars[CHECKS_N]),

@@ -14,35 +14,31 @@ Three rules, in this order:
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from math import exp, log
+from math import exp, log, sqrt
 from typing import NamedTuple
 
 from .bounds import Bound, less_noise, upper
 from .window import (
     BINS,
     CHECK_W,
-    CHECK_WRONG,
     CHECK_WW,
-    CHECK_WWRONG,
     CHECKS,
     EDGES,
     HITS,
-    MISS_WRONG,
     MISS_WW,
-    MISS_WWRONG,
     MISSED,
     MISSES,
     TOLD,
 )
 
 PRIOR = 2.0  # wrong answers that the factory's promise is worth
-PROMISE = 0.5  # of the budget: what a factory threshold gives on data of its own kind (0.62 of it, measured on held-out pairs)
-AIM = 0.9
+PROMISE = 0.5  # of the budget: a factory threshold gives about so much on data of its own kind (0.62 on held-out pairs)
 NOTHING = BINS  # the threshold at which nothing is served
 LEVELS = (1.0, 2.0, 4.0, 8.0)  # how many times as often a scope may be wrong as the budget allows
 LEVEL_STEP = 0.02  # of the score; what each level is stricter at least
-
-STRIDE, STEEPEST, TRUST = 0.8, 0.8, 10.0
+# The tail (see there): its steps in logits; the most it is believed to keep from one to the next; wrong candidates from
+# which on it is believed for all. Tried from 0.5 to 1.1, 0.65 to 0.8, 5 to 20 in bench/semantic/estimator.py.
+STRIDE, STEEPEST, TRUST = 1.0, 0.65, 10.0
 LOGITS = tuple(log(max(x, 1e-3) / (1.0 - min(x, 0.999))) for x in EDGES[:BINS])
 
 
@@ -56,45 +52,71 @@ class Point(NamedTuple):
     full: bool  # labels reach down to here
 
 
-def curve(cells: Sequence[float], requests: float, noise: Bound) -> list[Point]:
+class Noise(NamedTuple):
+    """The share of right answers that are found wrong, among checks and among misses. `told`: enough pairs of fresh answers
+    have shown it, and it is little enough for misses to say something."""
+
+    checks: Bound
+    misses: Bound
+    told: bool
+
+
+def curve(cells: Sequence[float], requests: float, noise: Noise) -> list[Point]:
     """One point per bin: the threshold being its lower edge."""
     points = [Point(0.0, 0.0, 0.0, 0.0, False)] * BINS
     if requests <= 0.0:
         return points
-    hits = missed = checks = wrong = ww = wwrong = misses = mwrong = mww = mwwrong = told = 0.0
-    open_hits = open_misses = 0.0  # since the last label: nothing is known of them
-    n = requests
+    checks, misses = _Side(HITS, CHECKS, CHECK_W, CHECK_WW), _Side(MISSED, MISSES, MISSES, MISS_WW)
+    told = 0.0
     for b in range(BINS - 1, -1, -1):
-        open_hits += cells[HITS * BINS + b]
-        open_misses += cells[MISSED * BINS + b]
-        if cells[CHECKS * BINS + b]:
-            checks += cells[CHECK_W * BINS + b]
-            wrong += cells[CHECK_WRONG * BINS + b]
-            ww += cells[CHECK_WW * BINS + b]
-            wwrong += cells[CHECK_WWRONG * BINS + b]
-            hits += open_hits
-            open_hits = 0.0
-        if cells[MISSES * BINS + b]:
-            misses += cells[MISSES * BINS + b]
-            mwrong += cells[MISS_WRONG * BINS + b]
-            mww += cells[MISS_WW * BINS + b]
-            mwwrong += cells[MISS_WWRONG * BINS + b]
-            missed += open_misses
-            open_misses = 0.0
-        told += cells[TOLD * BINS + b]
-        f = hits / checks if checks else 0.0
-        g = missed / misses if misses else 0.0
-        labelled = f * checks + g * misses
-        y = (f * wrong + g * mwrong) / n
-        v = (f * f * wwrong + g * g * mwwrong) / (n * n)
-        w = (f * f * ww + g * g * mww) / (labelled * n) if labelled else 0.0
-        asked = (hits + missed) / n
-        seen = Bound(y, y, upper(y, v, w))
-        net = less_noise(seen, asked, noise)
-        unknown = (open_hits + open_misses) / n
-        known = told / n
-        points[b] = Point(asked + unknown, max(net.value, known), max(net.high, known) + unknown, w, unknown == 0.0)
+        checks.down(cells, b)
+        misses.down(cells, b)
+        told += cells[TOLD * BINS + b] / requests
+        a, c = checks.rate(requests, noise.checks), misses.rate(requests, noise.misses)
+        mass = checks.mass + misses.mass
+        weight = (checks.heavy() * checks.mass + misses.heavy() * misses.mass) / (mass * requests) if mass else 0.0
+        unknown = (checks.waiting + misses.waiting) / requests
+        rate = a.value + c.value
+        high = rate + sqrt((a.high - a.value) ** 2 + (c.high - c.value) ** 2)
+        points[b] = Point(mass / requests + unknown, max(rate, told), max(high, told) + unknown, weight, unknown == 0.0)
     return points
+
+
+class _Side:
+    """Hits and their checks, or misses and their labels, from the highest score down. The fields that follow WRONG of the
+    weight and of its square are those of the wrong ones."""
+
+    __slots__ = ("asked", "labels", "mass", "square", "w", "waiting", "weight", "wrong", "ww", "wwrong")
+
+    def __init__(self, asked: int, labels: int, weight: int, square: int) -> None:
+        self.asked, self.labels, self.weight, self.square = (field * BINS for field in (asked, labels, weight, square))
+        self.mass = self.waiting = (
+            0.0  # what labels reach down to; what has come since the last one: nothing is known of it
+        )
+        self.w = self.wrong = self.ww = self.wwrong = 0.0
+
+    def down(self, cells: Sequence[float], b: int) -> None:
+        self.waiting += cells[self.asked + b]
+        if cells[self.labels + b]:
+            self.w += cells[self.weight + b]
+            self.wrong += cells[self.weight + BINS + b]
+            self.ww += cells[self.square + b]
+            self.wwrong += cells[self.square + BINS + b]
+            self.mass += self.waiting
+            self.waiting = 0.0
+
+    def heavy(self) -> float:
+        """What one label stands for, on average over what they stand for."""
+        return self.mass / self.w * self.ww / self.w if self.w else 0.0
+
+    def rate(self, requests: float, noise: Bound) -> Bound:
+        if not self.w:
+            return Bound(0.0, 0.0, 0.0)
+        f = self.mass / self.w / requests
+        y = f * self.wrong
+        return less_noise(
+            Bound(y, y, upper(y, f * f * self.wwrong, self.heavy() / requests)), self.mass / requests, noise
+        )
 
 
 def shown(points: Sequence[Point], budget: float) -> int:
@@ -148,8 +170,7 @@ def likely(points: Sequence[Point], b: int, base: int, budget: float, above: Tai
     else:
         said = above.rate + max(0.0, p.rate - points[min(above.at, BINS - 1)].rate)
     trust = min(above.events, TRUST)
-    mean = (promise * PRIOR + said * trust) / (PRIOR + trust)
-    mean = max(mean, 1e-9)
+    mean = max((promise * PRIOR + said * trust) / (PRIOR + trust), 1e-9)
     if not p.weight:
         return min(mean, p.asked or 1.0)
     prior = PRIOR * mean / (PROMISE * budget)
@@ -162,7 +183,7 @@ def wanted(points: Sequence[Point], base: int, floor: int, budget: float, above:
     if sure <= base:
         return sure
     b = base
-    while b < sure and likely(points, b, base, budget, above) > AIM * budget:
+    while b < sure and likely(points, b, base, budget, above) > budget:
         b += 1
     return b
 

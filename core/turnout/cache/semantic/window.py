@@ -21,7 +21,7 @@ BINS = COARSE + FINE
 EDGES = (*(i / 100 for i in range(COARSE)), *(0.9 + i / 400 for i in range(FINE)), 1.0)
 
 LAP = 32  # half-lives
-# Per bin, sums of the decaying weight d: hits served, misses with a candidate, hits asked again with a label, their w * d
+# Per bin (the field of the wrong ones always follows), sums of the decaying weight d: hits served, misses with a candidate, hits asked again with a label, their w * d
 # (w: the inverse of the probability that they were chosen), that of those found wrong, w * d of the labels of misses, of
 # those wrong, wrong answers that users told of. Then squares: (w * d) ** 2 of the same four, w * d * d of the first two.
 HITS, MISSED, CHECKS, CHECK_W, CHECK_WRONG, MISSES, MISS_WRONG, TOLD = range(8)
