@@ -36,6 +36,7 @@ from .window import (
 FEW_HITS = 0.20  # of requests: below this the cache hardly pays
 FEWEST_REQUESTS = 200.0  # that say something of it
 NOISY = 0.05  # of right answers taken for wrong: from here on the noise hides the budget
+MOST_LEFT = 0.05  # of right answers, found wrong by two fresh ones that agree
 USELESS = 0.50  # from here on what it says is no label
 FEWEST_PAIRS = 8.0  # of fresh answers, that say how often it errs
 UNSURE = 0.30  # of labels that could not be given
@@ -61,10 +62,15 @@ class Estimate(msgspec.Struct, frozen=True):
 
 def noise_of(scalars: Sequence[float], confirmed: bool) -> Noise:
     """The share of right answers that the comparer takes for wrong, from pairs of fresh answers to one prompt. `confirmed`:
-    checks were found wrong only where two fresh answers agreed against the kept one, so this is the misses' alone."""
+    checks were found wrong only where two fresh answers agreed against the kept one, so this is the misses' alone; what is
+    left of it for checks is less, nobody knows how much, and only widens their interval downwards."""
     found = share(scalars[PAIRS_WRONG], scalars[PAIRS_WWRONG], scalars[PAIRS], scalars[PAIRS_WW])
     worth = scalars[PAIRS] ** 2 / scalars[PAIRS_WW] if scalars[PAIRS_WW] else 0.0
-    return Noise(Bound(0.0, 0.0, 0.0) if confirmed else found, found, worth >= FEWEST_PAIRS and found.value <= USELESS)
+    return Noise(
+        Bound(0.0, 0.0, min(found.high, MOST_LEFT)) if confirmed else found,
+        found,
+        worth >= FEWEST_PAIRS and found.value <= USELESS,
+    )
 
 
 def estimate(
