@@ -92,7 +92,7 @@ def upper(y: float, v: float, w: float, z: float = Z95) -> float:
 
 def share(k: float, kk: float, n: float, nn: float) -> Bound:
     """Of `n` (sum of weights, `nn` of their squares) the share of `k` (`kk`); nothing is known of none."""
-    if n <= 0.0:
+    if n < 1e-9:
         return NOTHING_KNOWN
     found = rate(k / n, kk / (n * n), nn / (n * n))
     return Bound(min(1.0, found.value), min(1.0, found.low), min(1.0, found.high))

@@ -111,20 +111,23 @@ class Meter:
 
     def request(self, now_ns: int) -> None:
         own = self._own
-        own.scalars[REQUESTS] += own.weight(now_ns)
+        d = own.weight(now_ns)  # first: it may scale what it is added to
+        own.scalars[REQUESTS] += d
         self._drift.asked += 1
 
     def served(self, now_ns: int, score: float, scope: bytes, item: int) -> None:
         """A hit; its request is counted by `request`."""
         own = self._own
-        own.cells[HITS * BINS + bin_of(score)] += own.weight(now_ns)
+        d = own.weight(now_ns)
+        own.cells[HITS * BINS + bin_of(score)] += d
         own.scalars[HITS_N] += 1.0
         self._spending.hit()
 
     def missed(self, now_ns: int, score: float, scope: bytes, item: int) -> None:
         """A miss with a candidate; one without needs no telling."""
         own = self._own
-        own.cells[MISSED * BINS + bin_of(score)] += own.weight(now_ns)
+        d = own.weight(now_ns)
+        own.cells[MISSED * BINS + bin_of(score)] += d
 
     def threshold(self, scope: bytes, item: int, now_ns: int) -> float:
         """The score from which on this candidate is served; above 1 = not at all."""
@@ -236,7 +239,7 @@ class Meter:
         labels = scalars[LABELS_N]
         step = labels - ratchet.labels >= RETUNE
         base, at = ratchet.base, ratchet.at
-        if step and base > self._factory and tuning.shown(points, self.budget) <= base:
+        if step and base > self._factory and tuning.shown(points, self.budget, base) <= base:
             base = max(self._factory, _looser(base))
         above = tuning.tail(points, max(at, self._floor), requests if noise.told else 0.0)
         if noise.checks.value > USELESS:
@@ -269,7 +272,7 @@ class Meter:
         if worse and ratchet.at >= self._factory:
             at = min(edge_from(EDGES[at] + SHARPEN), BINS) if at < BINS else BINS
         labels = self._pool.scalar(LABELS_N)
-        self._pool.ratchet = Ratchet(ratchet.era + 1, labels, at, at)
+        self._pool.ratchet = Ratchet(ratchet.era + 1, labels, at if worse else self._factory, at)
         self._own.turn(ratchet.era + 1)
         self._forget(labels)
 
@@ -284,7 +287,7 @@ class Meter:
         n, k = self._pool.scope(scope)
         found = (k + SCOPE_PRIOR * self._rate_of_hits) / (n + SCOPE_PRIOR)
         f = min(self._noise.checks.value, 0.9)
-        times = max(0.0, (found - f) / (1.0 - f)) / self._allowed
+        times = max(0.0, found - f) / max(self._rate_of_hits - f, self._allowed * (1.0 - f))
         level = sum(times > limit for limit in tuning.LEVELS[:-1])
         if level and f <= USELESS:
             self._scopes[scope] = level

@@ -85,7 +85,7 @@ def estimate(
     )
     n = scalars[REQUESTS]
     found = Bound(0.0, 0.0, hits / n if n else 0.0)
-    if w and n and noise.checks.value <= USELESS:
+    if w > 1e-9 and n and noise.checks.value <= USELESS:
         f = hits / w  # hits a unit of weight stands for: over 1 while labels are awaited, or could not be given
         flagged = noise.checks.value * hits  # by the comparer's error, which varies for the hits asked again too
         known = 1.0 - min(1.0, flagged / (f * wrong)) if wrong else 1.0
@@ -121,7 +121,7 @@ def calibration(cells: Sequence[float]) -> list[dict[str, float]]:
             continue
         labels = checks + misses
         bound = NOTHING_KNOWN
-        if labels:
+        if labels > 1e-3:
             bad = ((wrong / w * checks if w else 0.0) + mwrong) / labels
             worth = (w * w / ww if ww else 0.0) + (misses * misses / mww if mww else 0.0)
             bound = rate(bad, bad / worth, 1.0 / worth)

@@ -5,8 +5,8 @@ with the share wrong among those re-asked (each counting with the inverse of the
 at or above t with the share wrong among their labels, which are free. So it reaches below the threshold of now.
 
 Three rules, in this order:
-1. Shown: from the strictest threshold down, in a fixed sequence that ends at the first that fails, so that no correction
-   for many looks is due: the loosest whose 95 % upper bound keeps the budget. It may be looser than the factory's.
+1. Shown: from the factory's threshold down, in a fixed sequence that ends at the first that fails, so that no correction
+   for many looks is due: the loosest whose 95 % upper bound keeps the budget.
 2. Not shown: the factory's threshold, whose own bound was chosen offline, as long as what was seen does not speak against
    it: the mean of a Gamma posterior whose prior is the factory's promise, worth PRIOR wrong answers.
 3. Spoken against: the loosest threshold above it for which the same mean keeps the budget; none may, then nothing is served.
@@ -119,13 +119,14 @@ class _Side:
         )
 
 
-def shown(points: Sequence[Point], budget: float) -> int:
-    """The loosest bin whose upper bound, and those of all above it that have labels, keep the budget."""
+def shown(points: Sequence[Point], budget: float, base: int) -> int:
+    """The loosest bin whose upper bound, and those of all with labels from `base` down to it, keep the budget. NOTHING: not
+    even the one of `base` does."""
     found = NOTHING
-    for b in range(BINS - 1, -1, -1):
+    for b in range(min(base, BINS - 1), -1, -1):
         if points[b].high <= budget:
             found = b
-        elif points[b].full:
+        elif points[b].full or found == NOTHING:
             break
     return found
 
@@ -179,11 +180,10 @@ def likely(points: Sequence[Point], b: int, base: int, budget: float, above: Tai
 
 def wanted(points: Sequence[Point], base: int, floor: int, budget: float, above: Tail) -> int:
     """The bin to serve from, by the three rules."""
-    sure = max(shown(points, budget), floor)
-    if sure <= base:
-        return sure
+    if (sure := shown(points, budget, base)) != NOTHING:
+        return max(min(sure, base), floor)
     b = base
-    while b < sure and likely(points, b, base, budget, above) > budget:
+    while b < BINS and points[b].high > budget and likely(points, b, base, budget, above) > budget:
         b += 1
     return b
 

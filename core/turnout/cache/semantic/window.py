@@ -111,7 +111,7 @@ class Sums:
         """Count from the beginning of this lap on."""
         if lap <= self.lap:
             return
-        f = 2.0 ** (-LAP * min(lap - self.lap, 30))
+        f = 2.0 ** (-LAP * (lap - self.lap)) if lap - self.lap < 4 else 0.0
         self.cut_requests *= f
         for i in range(CELLS):
             g = f if i < SQUARES else f * f
