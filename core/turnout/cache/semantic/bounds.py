@@ -10,6 +10,7 @@ from math import exp, lgamma, log, sqrt
 from typing import NamedTuple
 
 MOST_EXACT = 400.0  # above this shape Wilson and Hilferty are exact to 1e-4
+NIL = 1e-15  # less of all requests is none, and its square can still be told from nothing
 Z95, Z975 = 1.6448536, 1.9599640
 
 
@@ -75,8 +76,8 @@ def gamma_quantile(a: float, p: float, z: float) -> float:
 
 def rate(y: float, v: float, w: float) -> Bound:
     """95 %, two-sided. `y`: sum of the weights of the events, `v`: of their squares, `w`: what one more would weigh."""
-    low = v / y * gamma_quantile(y * y / v, 0.025, -Z975) if v > 0.0 else y  # no variance: all of them were seen
-    if w <= 0.0:
+    low = v / y * gamma_quantile(y * y / v, 0.025, -Z975) if v > NIL * NIL else y  # no variance: all of them were seen
+    if w < NIL:
         return Bound(y, low, y)
     scale = (v + w * w) / (y + w)
     return Bound(y, low, scale * gamma_quantile((y + w) / scale, 0.975, Z975))
@@ -84,7 +85,7 @@ def rate(y: float, v: float, w: float) -> Bound:
 
 def upper(y: float, v: float, w: float, z: float = Z95) -> float:
     """Only the upper one, one-sided (95 % unless told), O(1): for scans."""
-    if w <= 0.0:
+    if w < NIL:
         return y
     scale = (v + w * w) / (y + w)
     return scale * gamma_quick((y + w) / scale, z)

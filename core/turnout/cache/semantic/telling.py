@@ -37,6 +37,7 @@ FEW_HITS = 0.20  # of requests: below this the cache hardly pays
 FEWEST_REQUESTS = 200.0  # that say something of it
 NOISY = 0.05  # of right answers taken for wrong: from here on the noise hides the budget
 MOST_LEFT = 0.05  # of right answers, found wrong by two fresh ones that agree
+AWAITED = 1.5  # times the hits that were labelled: so many are taken to be like them
 USELESS = 0.50  # from here on what it says is no label
 FEWEST_PAIRS = 8.0  # of fresh answers, that say how often it errs
 UNSURE = 0.30  # of labels that could not be given
@@ -89,9 +90,14 @@ def estimate(
         f = hits / w  # hits a unit of weight stands for: over 1 while labels are awaited, or could not be given
         flagged = noise.checks.value * hits  # by the comparer's error, which varies for the hits asked again too
         known = 1.0 - min(1.0, flagged / (f * wrong)) if wrong else 1.0
-        v = f * f * wwrong - known * f * wdwrong
-        more = f * ww / w - (0.0 if flagged else wd / w)
-        found = less_noise(rate(f * wrong / n, max(0.0, v) / (n * n), max(0.0, more) / n), hits / n, noise.checks)
+
+        def seen(f: float) -> Bound:
+            v = f * f * wwrong - known * f * wdwrong
+            more = f * ww / w - (0.0 if flagged else wd / w)
+            return rate(f * wrong / n, max(0.0, v) / (n * n), max(0.0, more) / n)
+
+        low = seen(min(f, AWAITED))  # hits whose labels are missing may be like the others, or may not
+        found = less_noise(Bound(low.value, low.low, seen(f).high), hits / n, noise.checks)
     least = min(told / n, hits / n) if n else 0.0  # users have told of so many
     return Estimate(
         requests=n,
