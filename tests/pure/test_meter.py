@@ -511,7 +511,8 @@ def test_advice_says_what_to_change() -> None:
         if q := bad.wants_check(0.95, SCOPE, now, 0.0):
             bad.pair(now, True)
             bad.label(now, 0.95, SCOPE, i, i % 3 > 0, 1.0 / q)
-    assert "over the 1.0% allowed" in bad.advice(now)
+    assert bad.estimate(now).alarm == "budget"
+    assert "the threshold has been raised" in bad.advice(now)
     for i in range(400):
         noisy.request(T0)
         noisy.served(T0, 0.95, SCOPE, i)

@@ -107,3 +107,11 @@ def less_noise(seen: Bound, hits: float, noise: Bound) -> Bound:
     low = middle - sqrt((seen.value - seen.low) ** 2 + (hits * (noise.high - f)) ** 2)
     high = middle + sqrt((seen.high - seen.value) ** 2 + (hits * (f - noise.low)) ** 2)
     return Bound(*(min(max(x / (1.0 - f), 0.0), hits) for x in (middle, low, high)))
+
+
+def wilson(p: float, n: float) -> Bound:
+    """95 % of a share `p` of `n` (effective) labels, where it need not be rare (Wilson 1927)."""
+    zz = Z975 * Z975
+    middle = (p + zz / (2.0 * n)) / (1.0 + zz / n)
+    half = Z975 * sqrt(p * (1.0 - p) / n + zz / (4.0 * n * n)) / (1.0 + zz / n)
+    return Bound(p, max(0.0, middle - half), min(1.0, middle + half))

@@ -61,7 +61,7 @@ SHARPEN = 0.02  # what an alarm adds to a threshold that was the factory's or st
 QUIET = 300  # labels after which an alarm is over
 SCOPE_PRIOR = 20.0  # hits of its namespace that a scope is believed to be like
 PAIRS_WANTED = 50  # of fresh answers to one prompt, until the comparer's own false alarms are known
-PAIRS_EVERY = 20  # from then on, of checks
+PAIRS_EVERY = 10  # from then on, of checks
 
 
 class Meter:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from .bounds import NOTHING_KNOWN, Bound, less_noise, rate, share
+from .bounds import NOTHING_KNOWN, Bound, less_noise, rate, share, wilson
 from .tuning import Noise, Point
 from .window import (
     BINS,
@@ -86,6 +86,7 @@ def estimate(
     )
     n = scalars[REQUESTS]
     found = Bound(0.0, 0.0, hits / n if n else 0.0)
+    over = False
     if w > 1e-9 and n and noise.checks.value <= USELESS:
         f = hits / w  # hits a unit of weight stands for: over 1 while labels are awaited, or could not be given
         flagged = noise.checks.value * hits  # by the comparer's error, which varies for the hits asked again too
@@ -98,6 +99,9 @@ def estimate(
 
         low = seen(min(f, AWAITED))  # hits whose labels are missing may be like the others, or may not
         found = less_noise(Bound(low.value, low.low, seen(f).high), hits / n, noise.checks)
+        # The alarm takes the comparer's error for what it was found to be: to wait until that is known better is too late.
+        error = noise.checks.value
+        over = less_noise(low, hits / n, Bound(error, error, error)).low > budget
     least = min(told / n, hits / n) if n else 0.0  # users have told of so many
     return Estimate(
         requests=n,
@@ -110,7 +114,7 @@ def estimate(
         unclear=scalars[UNCLEAR],
         noise=noise.misses.value,
         threshold=threshold,
-        alarm="budget" if found.low > budget else "drift" if alarm else "",
+        alarm="budget" if over else "drift" if alarm else "",
         checked=int(scalars[CHECKS_N]),
         spent_nanos=int(scalars[SPENT]),
     )
@@ -129,9 +133,8 @@ def calibration(cells: Sequence[float]) -> list[dict[str, float]]:
         bound = NOTHING_KNOWN
         if labels > 1e-3:
             bad = ((wrong / w * checks if w else 0.0) + mwrong) / labels
-            worth = (w * w / ww if ww else 0.0) + (misses * misses / mww if mww else 0.0)
-            bound = rate(bad, bad / worth, 1.0 / worth)
-        right = {"right": 1.0 - bound.value, "low": max(0.0, 1.0 - bound.high), "high": 1.0 - bound.low}
+            bound = wilson(min(1.0, bad), (w * w / ww if ww else 0.0) + (misses * misses / mww if mww else 0.0))
+        right = {"right": 1.0 - bound.value, "low": 1.0 - bound.high, "high": 1.0 - bound.low}
         row = {"from": EDGES[b], "to": EDGES[b + 1], "hits": hits, "misses": missed, "labels": labels}
         found.append(row | right)
     return found
@@ -142,7 +145,7 @@ def advice(said: Estimate, cells: Sequence[float], points: Sequence[Point], budg
     if said.requests < FEWEST_REQUESTS:
         return ""
     found = []
-    if said.low > budget:
+    if said.alarm == "budget":
         found.append(
             f"{said.wrong_rate:.1%} of all requests got a wrong answer, over the {budget:.1%} allowed: the threshold has been"
             " raised; purge this namespace if its answers have become outdated, or shorten ttl_s."
