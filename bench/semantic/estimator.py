@@ -27,6 +27,7 @@ from turnout.cache.semantic.meter import DAY_NS, HALF_LIFE_NS, Meter
 KINDS = ("steady", "should-hit", "shift", "bad", "slow", "noise", "bursts", "quiet", "scope", "foreign", "all")
 DAYS = 28
 TENTHS = 10
+VARIES = 0.8  # of right answers found wrong: a second fresh answer is another one again
 T0 = 1_700_000_000 * 10**9
 
 
@@ -95,13 +96,13 @@ class Window(NamedTuple):
     factory: float
 
 
-def stream(job: tuple[int, str, float]) -> list[Window]:
-    seed, kind, budget = job
+def stream(job: tuple[int, str, float, bool]) -> list[Window]:
+    seed, kind, budget, confirmed = job
     rng = Random(f"{seed} {kind}")
     world = World(kind, rng)
     share = rng.uniform(0.3, 0.9) if kind != "foreign" else rng.uniform(1.0, 3.0)
     start = factory(world, budget, share)
-    meter = Meter(budget, start)
+    meter = Meter(budget, start, confirmed=confirmed)
     n = world.requests
     step = DAYS * DAY_NS // n
     late: list[tuple[int, int, float, bytes, int, bool | None, float, str]] = []  # due at, ...
@@ -137,6 +138,8 @@ def stream(job: tuple[int, str, float]) -> list[Window]:
                     served_wrong += 1
                 if q := meter.wants_check(score, scope, now, rng.random()):
                     checks += 1
+                    if confirmed and verdict is False and rng.random() < (VARIES if right else world.noise):
+                        verdict = None
                     late.append((i + rng.randrange(1, 20), now, score, scope, item, verdict, 1.0 / q, "check"))
             else:
                 meter.missed(now, score, scope, item)
@@ -186,8 +189,10 @@ def line(name: str, windows: list[Window]) -> str:
     )
 
 
-def run(streams: int, jobs: int, seed: int, budget: float, kinds: tuple[str, ...] = KINDS) -> list[Window]:
-    work = [(seed + i, kinds[i % len(kinds)], budget) for i in range(streams)]
+def run(
+    streams: int, jobs: int, seed: int, budget: float, kinds: tuple[str, ...] = KINDS, confirmed: bool = False
+) -> list[Window]:
+    work = [(seed + i, kinds[i % len(kinds)], budget, confirmed) for i in range(streams)]
     if jobs == 1:
         return [w for job in work for w in stream(job)]
     with Pool(jobs) as pool:
@@ -200,9 +205,10 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--budget", type=float, default=0.01)
+    parser.add_argument("--confirmed", action="store_true", help="a second fresh answer confirms each wrong hit")
     parser.add_argument("--kind", choices=KINDS, action="append")
     args = parser.parse_args()
-    windows = run(args.streams, args.jobs, args.seed, args.budget, tuple(args.kind or KINDS))
+    windows = run(args.streams, args.jobs, args.seed, args.budget, tuple(args.kind or KINDS), args.confirmed)
     for kind in args.kind or KINDS:
         print(line(kind, [w for w in windows if w.kind == kind]))
     print(line("together", windows))

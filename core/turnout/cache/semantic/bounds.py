@@ -10,6 +10,7 @@ from math import exp, lgamma, log, sqrt
 from typing import NamedTuple
 
 MOST_EXACT = 400.0  # above this shape Wilson and Hilferty are exact to 1e-4
+NIL = 1e-15  # less of all requests is none, and its square can still be told from nothing
 Z95, Z975 = 1.6448536, 1.9599640
 
 
@@ -75,11 +76,8 @@ def gamma_quantile(a: float, p: float, z: float) -> float:
 
 def rate(y: float, v: float, w: float) -> Bound:
     """95 %, two-sided. `y`: sum of the weights of the events, `v`: of their squares, `w`: what one more would weigh."""
-    if v <= 0.0:
-        low = y  # all of them were seen
-    else:
-        low = v / y * gamma_quantile(y * y / v, 0.025, -Z975)
-    if w <= 0.0:
+    low = v / y * gamma_quantile(y * y / v, 0.025, -Z975) if v > NIL * NIL else y  # no variance: all of them were seen
+    if w < NIL:
         return Bound(y, low, y)
     scale = (v + w * w) / (y + w)
     return Bound(y, low, scale * gamma_quantile((y + w) / scale, 0.975, Z975))
@@ -87,7 +85,7 @@ def rate(y: float, v: float, w: float) -> Bound:
 
 def upper(y: float, v: float, w: float, z: float = Z95) -> float:
     """Only the upper one, one-sided (95 % unless told), O(1): for scans."""
-    if w <= 0.0:
+    if w < NIL:
         return y
     scale = (v + w * w) / (y + w)
     return scale * gamma_quick((y + w) / scale, z)
@@ -95,7 +93,7 @@ def upper(y: float, v: float, w: float, z: float = Z95) -> float:
 
 def share(k: float, kk: float, n: float, nn: float) -> Bound:
     """Of `n` (sum of weights, `nn` of their squares) the share of `k` (`kk`); nothing is known of none."""
-    if n <= 0.0:
+    if n < 1e-9:
         return NOTHING_KNOWN
     found = rate(k / n, kk / (n * n), nn / (n * n))
     return Bound(min(1.0, found.value), min(1.0, found.low), min(1.0, found.high))
@@ -109,3 +107,11 @@ def less_noise(seen: Bound, hits: float, noise: Bound) -> Bound:
     low = middle - sqrt((seen.value - seen.low) ** 2 + (hits * (noise.high - f)) ** 2)
     high = middle + sqrt((seen.high - seen.value) ** 2 + (hits * (f - noise.low)) ** 2)
     return Bound(*(min(max(x / (1.0 - f), 0.0), hits) for x in (middle, low, high)))
+
+
+def wilson(p: float, n: float) -> Bound:
+    """95 % of a share `p` of `n` (effective) labels, where it need not be rare (Wilson 1927)."""
+    zz = Z975 * Z975
+    middle = (p + zz / (2.0 * n)) / (1.0 + zz / n)
+    half = Z975 * sqrt(p * (1.0 - p) / n + zz / (4.0 * n * n)) / (1.0 + zz / n)
+    return Bound(p, max(0.0, middle - half), min(1.0, middle + half))

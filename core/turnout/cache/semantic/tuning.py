@@ -5,8 +5,8 @@ with the share wrong among those re-asked (each counting with the inverse of the
 at or above t with the share wrong among their labels, which are free. So it reaches below the threshold of now.
 
 Three rules, in this order:
-1. Shown: from the strictest threshold down, in a fixed sequence that ends at the first that fails, so that no correction
-   for many looks is due: the loosest whose 95 % upper bound keeps the budget. It may be looser than the factory's.
+1. Shown: from the factory's threshold down, in a fixed sequence that ends at the first that fails, so that no correction
+   for many looks is due: the loosest whose 95 % upper bound keeps the budget.
 2. Not shown: the factory's threshold, whose own bound was chosen offline, as long as what was seen does not speak against
    it: the mean of a Gamma posterior whose prior is the factory's promise, worth PRIOR wrong answers.
 3. Spoken against: the loosest threshold above it for which the same mean keeps the budget; none may, then nothing is served.
@@ -21,38 +21,25 @@ from .bounds import Bound, less_noise, upper
 from .window import (
     BINS,
     CHECK_W,
-    CHECK_WRONG,
     CHECK_WW,
-    CHECK_WWRONG,
     CHECKS,
     EDGES,
     HITS,
-    MISS_WRONG,
     MISS_WW,
-    MISS_WWRONG,
     MISSED,
     MISSES,
     TOLD,
 )
 
 PRIOR = 2.0  # wrong answers that the factory's promise is worth
-PROMISE = 0.5  # of the budget: what a factory threshold gives on data of its own kind (0.62 of it, measured on held-out pairs)
-AIM = 0.9
+PROMISE = 0.5  # of the budget: a factory threshold gives about so much on data of its own kind (0.62 on held-out pairs)
 NOTHING = BINS  # the threshold at which nothing is served
 LEVELS = (1.0, 2.0, 4.0, 8.0)  # how many times as often a scope may be wrong as the budget allows
 LEVEL_STEP = 0.02  # of the score; what each level is stricter at least
-
-# CUSUM with each label weighed against what its bin leads to expect (Steiner, Cook, Farewell and Treasure 2000): for odds
-# three times as high, and for a third. The limit gives a false alarm in several thousand labels (bench/semantic).
-ODDS = 3.0
-TIMES = 2.0
-RISE = 6.0
-GREY = 0.05  # of the score, on both sides of the threshold: the labels that are watched
-LIMIT = 5.0
-STRIDE, STEEPEST, TRUST = 0.8, 0.8, 10.0
+# The tail (see there): its steps in logits; the most it is believed to keep from one to the next; wrong candidates from
+# which on it is believed for all. Tried from 0.5 to 1.1, 0.65 to 0.8, 5 to 20 in bench/semantic/estimator.py.
+STRIDE, STEEPEST, TRUST = 1.0, 0.65, 10.0
 LOGITS = tuple(log(max(x, 1e-3) / (1.0 - min(x, 0.999))) for x in EDGES[:BINS])
-NEAR_BINS = 3  # on both sides: what a bin's expectation is averaged over
-FEWEST = 20.0  # labels that make an expectation
 
 
 class Point(NamedTuple):
@@ -65,54 +52,81 @@ class Point(NamedTuple):
     full: bool  # labels reach down to here
 
 
-def curve(cells: Sequence[float], requests: float, noise: Bound) -> list[Point]:
+class Noise(NamedTuple):
+    """The share of right answers that are found wrong, among checks and among misses. `told`: enough pairs of fresh answers
+    have shown it, and it is little enough for misses to say something."""
+
+    checks: Bound
+    misses: Bound
+    told: bool
+
+
+def curve(cells: Sequence[float], requests: float, noise: Noise) -> list[Point]:
     """One point per bin: the threshold being its lower edge."""
     points = [Point(0.0, 0.0, 0.0, 0.0, False)] * BINS
     if requests <= 0.0:
         return points
-    hits = missed = checks = wrong = ww = wwrong = misses = mwrong = mww = mwwrong = told = 0.0
-    open_hits = open_misses = 0.0  # since the last label: nothing is known of them
-    n = requests
+    checks, misses = _Side(HITS, CHECKS, CHECK_W, CHECK_WW), _Side(MISSED, MISSES, MISSES, MISS_WW)
+    told = 0.0
     for b in range(BINS - 1, -1, -1):
-        open_hits += cells[HITS * BINS + b]
-        open_misses += cells[MISSED * BINS + b]
-        if cells[CHECKS * BINS + b]:
-            checks += cells[CHECK_W * BINS + b]
-            wrong += cells[CHECK_WRONG * BINS + b]
-            ww += cells[CHECK_WW * BINS + b]
-            wwrong += cells[CHECK_WWRONG * BINS + b]
-            hits += open_hits
-            open_hits = 0.0
-        if cells[MISSES * BINS + b]:
-            misses += cells[MISSES * BINS + b]
-            mwrong += cells[MISS_WRONG * BINS + b]
-            mww += cells[MISS_WW * BINS + b]
-            mwwrong += cells[MISS_WWRONG * BINS + b]
-            missed += open_misses
-            open_misses = 0.0
-        told += cells[TOLD * BINS + b]
-        f = hits / checks if checks else 0.0
-        g = missed / misses if misses else 0.0
-        labelled = f * checks + g * misses
-        y = (f * wrong + g * mwrong) / n
-        v = (f * f * wwrong + g * g * mwwrong) / (n * n)
-        w = (f * f * ww + g * g * mww) / (labelled * n) if labelled else 0.0
-        asked = (hits + missed) / n
-        seen = Bound(y, y, upper(y, v, w))
-        net = less_noise(seen, asked, noise)
-        unknown = (open_hits + open_misses) / n
-        known = told / n
-        points[b] = Point(asked + unknown, max(net.value, known), max(net.high, known) + unknown, w, unknown == 0.0)
+        checks.down(cells, b)
+        misses.down(cells, b)
+        told += cells[TOLD * BINS + b] / requests
+        a, c = checks.rate(requests, noise.checks), misses.rate(requests, noise.misses)
+        mass = checks.mass + misses.mass
+        weight = (checks.heavy() * checks.mass + misses.heavy() * misses.mass) / (mass * requests) if mass else 0.0
+        unknown = (checks.waiting + misses.waiting) / requests
+        rate = a.value + c.value
+        high = rate + sqrt((a.high - a.value) ** 2 + (c.high - c.value) ** 2)
+        points[b] = Point(mass / requests + unknown, max(rate, told), max(high, told) + unknown, weight, unknown == 0.0)
     return points
 
 
-def shown(points: Sequence[Point], budget: float) -> int:
-    """The loosest bin whose upper bound, and those of all above it that have labels, keep the budget."""
+class _Side:
+    """Hits and their checks, or misses and their labels, from the highest score down. The fields that follow WRONG of the
+    weight and of its square are those of the wrong ones."""
+
+    __slots__ = ("asked", "labels", "mass", "square", "w", "waiting", "weight", "wrong", "ww", "wwrong")
+
+    def __init__(self, asked: int, labels: int, weight: int, square: int) -> None:
+        self.asked, self.labels, self.weight, self.square = (field * BINS for field in (asked, labels, weight, square))
+        self.mass = self.waiting = (
+            0.0  # what labels reach down to; what has come since the last one: nothing is known of it
+        )
+        self.w = self.wrong = self.ww = self.wwrong = 0.0
+
+    def down(self, cells: Sequence[float], b: int) -> None:
+        self.waiting += cells[self.asked + b]
+        if cells[self.labels + b]:
+            self.w += cells[self.weight + b]
+            self.wrong += cells[self.weight + BINS + b]
+            self.ww += cells[self.square + b]
+            self.wwrong += cells[self.square + BINS + b]
+            self.mass += self.waiting
+            self.waiting = 0.0
+
+    def heavy(self) -> float:
+        """What one label stands for, on average over what they stand for."""
+        return self.mass / self.w * self.ww / self.w if self.w else 0.0
+
+    def rate(self, requests: float, noise: Bound) -> Bound:
+        if not self.w:
+            return Bound(0.0, 0.0, 0.0)
+        f = self.mass / self.w / requests
+        y = f * self.wrong
+        return less_noise(
+            Bound(y, y, upper(y, f * f * self.wwrong, self.heavy() / requests)), self.mass / requests, noise
+        )
+
+
+def shown(points: Sequence[Point], budget: float, base: int) -> int:
+    """The loosest bin whose upper bound, and those of all with labels from `base` down to it, keep the budget. NOTHING: not
+    even the one of `base` does."""
     found = NOTHING
-    for b in range(BINS - 1, -1, -1):
+    for b in range(min(base, BINS - 1), -1, -1):
         if points[b].high <= budget:
             found = b
-        elif points[b].full:
+        elif points[b].full or found == NOTHING:
             break
     return found
 
@@ -157,8 +171,7 @@ def likely(points: Sequence[Point], b: int, base: int, budget: float, above: Tai
     else:
         said = above.rate + max(0.0, p.rate - points[min(above.at, BINS - 1)].rate)
     trust = min(above.events, TRUST)
-    mean = (promise * PRIOR + said * trust) / (PRIOR + trust)
-    mean = max(mean, 1e-9)
+    mean = max((promise * PRIOR + said * trust) / (PRIOR + trust), 1e-9)
     if not p.weight:
         return min(mean, p.asked or 1.0)
     prior = PRIOR * mean / (PROMISE * budget)
@@ -167,11 +180,10 @@ def likely(points: Sequence[Point], b: int, base: int, budget: float, above: Tai
 
 def wanted(points: Sequence[Point], base: int, floor: int, budget: float, above: Tail) -> int:
     """The bin to serve from, by the three rules."""
-    sure = max(shown(points, budget), floor)
-    if sure <= base:
-        return sure
+    if (sure := shown(points, budget, base)) != NOTHING:
+        return max(min(sure, base), floor)
     b = base
-    while b < sure and likely(points, b, base, budget, above) > AIM * budget:
+    while b < BINS and points[b].high > budget and likely(points, b, base, budget, above) > budget:
         b += 1
     return b
 
@@ -187,38 +199,3 @@ def levels(points: Sequence[Point], at: int) -> tuple[float, ...]:
         score = EDGES[at] + i * LEVEL_STEP
         found.append(max(EDGES[b], score) if b < BINS and score <= 1.0 else 2.0)
     return tuple(found)
-
-
-def expected(cells: Sequence[float]) -> list[float]:
-    """Per bin the share of labels that are wrong, from the labels around it; -1 where there are too few."""
-    right = [0.0] * BINS
-    wrong = [0.0] * BINS
-    for b in range(BINS):
-        weight, n = cells[CHECK_W * BINS + b], cells[CHECKS * BINS + b]
-        bad = (cells[CHECK_WRONG * BINS + b] / weight * n if weight else 0.0) + cells[MISS_WRONG * BINS + b]
-        wrong[b] = bad
-        right[b] = max(0.0, n + cells[MISSES * BINS + b] - bad)
-    found = []
-    for b in range(BINS):
-        near = range(max(0, b - NEAR_BINS), min(BINS, b + NEAR_BINS + 1))
-        k, n = sum(wrong[i] for i in near), sum(right[i] + wrong[i] for i in near)
-        found.append((k + 0.5) / (n + 1.0) if n >= FEWEST else -1.0)
-    return found
-
-
-def evidence(p: float, right: bool) -> tuple[float, float]:
-    """What a label adds to the two walks, where a share `p` was expected to be wrong."""
-    return tuple((0.0 if right else log(odds)) - log(1.0 - p + odds * p) for odds in (ODDS, 1.0 / ODDS))  # type: ignore[return-value]
-
-
-def often(cells: Sequence[float], at: int, requests: float) -> float:
-    """Wrong candidates just below bin `at`, for each request; -1 if there were too few to say."""
-    low = below(at, 2)
-    n = sum(cells[MISS_WRONG * BINS + low : MISS_WRONG * BINS + min(at, BINS)])
-    return (n + sqrt(n)) / requests if n >= FEWEST and requests else -1.0
-
-
-def rise(walk: float, rate: float, requests: int) -> float:
-    """The walk after one more such candidate, `requests` after the last: a CUSUM of a Poisson process whose rate may have
-    doubled (Lucas 1985)."""
-    return max(0.0, walk - (TIMES - 1.0) * rate * requests) + log(TIMES)

@@ -10,6 +10,7 @@ lost, doubled or out of order does no harm, and merging in any order gives the s
 """
 
 from array import array
+from collections.abc import Sequence
 from math import isfinite
 
 import msgspec
@@ -20,7 +21,7 @@ BINS = COARSE + FINE
 EDGES = (*(i / 100 for i in range(COARSE)), *(0.9 + i / 400 for i in range(FINE)), 1.0)
 
 LAP = 32  # half-lives
-# Per bin, sums of the decaying weight d: hits served, misses with a candidate, hits asked again with a label, their w * d
+# Per bin (the field of the wrong ones always follows), sums of the decaying weight d: hits served, misses with a candidate, hits asked again with a label, their w * d
 # (w: the inverse of the probability that they were chosen), that of those found wrong, w * d of the labels of misses, of
 # those wrong, wrong answers that users told of. Then squares: (w * d) ** 2 of the same four, w * d * d of the first two.
 HITS, MISSED, CHECKS, CHECK_W, CHECK_WRONG, MISSES, MISS_WRONG, TOLD = range(8)
@@ -46,6 +47,11 @@ def edge_from(score: float) -> int:
     """The first bin that holds no score below `score`; BINS if there is none."""
     i = bin_of(score)
     return i if EDGES[i] >= score - 1e-9 else i + 1
+
+
+def column(cells: Sequence[float], field: int) -> Sequence[float]:
+    """One field of all bins."""
+    return cells[field * BINS : field * BINS + BINS]
 
 
 class Report(msgspec.Struct, array_like=True, frozen=True):
@@ -105,7 +111,7 @@ class Sums:
         """Count from the beginning of this lap on."""
         if lap <= self.lap:
             return
-        f = 2.0 ** (-LAP * min(lap - self.lap, 30))
+        f = 2.0 ** (-LAP * (lap - self.lap)) if lap - self.lap < 4 else 0.0
         self.cut_requests *= f
         for i in range(CELLS):
             g = f if i < SQUARES else f * f
