@@ -66,6 +66,7 @@ class Meters:
                 first=checks.first,
                 most_nanos=int(checks.max_usd_per_hour * 1e9),
                 spend_ns=HOUR_NS,
+                confirmed=True,
             )
             room = self._rooms[tenant, route] = _Room(meter, spec, factory)
             task = asyncio.get_running_loop().create_task(self._take(tenant, route, room))

@@ -51,7 +51,9 @@ class Asked(msgspec.Struct):
     score: float = 0.0  # of the look that decided, on the scale of the bar
     vector: bytes | None = None  # of the second look
     weight: float = 0.0  # of the label that a fresh answer gives: the hit was served, and is checked
-    fresh: str | None = None  # such an answer that was another one than was served
+    fresh: str | None = None  # such an answer, while it is asked once more
+    verdict: bool | None = None  # what it said of the one that was served
+    paired: bool = False  # two fresh ones are compared to know how much answers to one question differ
 
 
 class Lookup:
@@ -79,6 +81,7 @@ class Lookup:
         self._time = counts.time
         self._deep = deep
         self._parse = models.lexicon().parse
+        self._loop = asyncio.get_running_loop()
 
     # ---- asking
 
@@ -106,7 +109,7 @@ class Lookup:
             asked.near, asked.cosine = found
             verifier = models.verifier(spec.profile)
             asked.raw = verifier.score(said, found[0].said, found[1])
-            asked.score = _on_scale(verifier, spec, asked.raw, False, self._looks_again(spec))
+            asked.score = _on_scale(verifier, spec, asked.raw, self._looks_again(spec))
         self._time("turnout_cache_backend_seconds", ("semantic", "look"), (self._now() - began) / 1e9)
         return asked
 
@@ -159,28 +162,37 @@ class Lookup:
         return bool(spec.deep != "off" and self._deep() is not None)
 
     async def _look_again(self, x: Exchange, asked: Asked, item: Item) -> bool:
-        """The score by the second look. False: there is none, it could change nothing, or it took too long."""
+        """The score by the second look, or by the first alone where that took too long. False: there is no second look, or
+        it could change nothing."""
         spec, verifier = asked.spec, models.verifier(asked.spec.profile)
         deep = self._deep() if spec.deep != "off" else None
         if deep is None or asked.raw < verifier.low(spec.max_false_hit_rate):
             return False
         began = self._now()
-        try:
-            async with asyncio.timeout(spec.deep_ms / 1e3):
-                asked.vector = await deep.vector(asked.said)
-                if item.deep is None:
-                    item.deep = await deep.vector(item.said)
-        except TimeoutError:
-            pass
+        both = [self._loop.create_task(self._embed(deep, one)) for one in (asked, item) if _vector_of(one) is None]
+        if both:
+            # Who is late is not cancelled: the kept one's vector is there next time.
+            await asyncio.wait(both, timeout=spec.deep_ms / 1e3)
         took = self._now() - began
         x.upstream_ns += took  # it waited for another thread: no cost of ours
         self._time("turnout_cache_backend_seconds", ("semantic", "deep"), took / 1e9)
         if asked.vector is None or item.deep is None:
+            # The first look alone decides, by the threshold at which it may.
+            asked.score = asked.raw + verifier.threshold(spec.max_false_hit_rate, True)
+            asked.score -= verifier.threshold(spec.max_false_hit_rate, False)
             self._count("turnout_semantic_late_total", (asked.place.route,))
-            return False
+            return True
         cosine = float(numpy.frombuffer(asked.vector, numpy.float32) @ numpy.frombuffer(item.deep, numpy.float32))
         asked.score = verifier.score(asked.said, item.said, asked.cosine, cosine)
         return True
+
+    @staticmethod
+    async def _embed(deep: Any, one: Asked | Item) -> None:
+        vector = await deep.vector(one.said)
+        if isinstance(one, Item):
+            one.deep = vector
+        else:
+            one.vector = vector
 
     async def _entry(self, x: Exchange, asked: Asked, item: Item) -> Entry | None:
         """The answer to the kept question; without one the question goes too."""
@@ -229,26 +241,31 @@ class Lookup:
 
     def _judge(self, asked: Asked, entry: Entry, text: str) -> bool:
         """What a fresh answer says of the nearest kept one. Of a hit that was served, "wrong" is believed only where a
-        second fresh answer says so too: many questions have answers that are never twice the same."""
+        second fresh answer says the same as the first: many questions have answers that are never twice the same."""
         near = asked.near
         if near is None or near.digest == entry.digest:
             return False
         if asked.weight:
             self._meter(asked).spent(entry.cost_nanos)
+        meter = self._meter(asked)
         right: bool | None
         if asked.fresh is not None:
-            right = False if same_answer(asked.fresh, text) else None
+            same = same_answer(asked.fresh, text)
+            if asked.paired:
+                meter.pair(self._wall(), same)
+            right = asked.verdict if asked.verdict is not False else False if same else None
         else:
             kept = self._memory.find(near.digest, self._now())
             other = answer_text(kept.body) if kept is not None else ""
             if not other:
                 return False
             right = same_answer(text, other)
-            if right is False and asked.weight:
-                asked.fresh = text
-                return True
+            if asked.weight:
+                asked.paired = meter.wants_pair(self._rng.random())
+                if right is False or asked.paired:
+                    asked.fresh, asked.verdict = text, right
+                    return True
         kind = "check" if asked.weight else "miss"
-        meter = self._meter(asked)
         meter.label(self._wall(), asked.score, asked.place.scope, near.number, right, asked.weight or 1.0, kind)
         self._count("turnout_semantic_labels_total", (asked.place.route, kind, _VERDICTS[right]))
         self.meters.labelled(asked.tenant, asked.place.route, asked.text, near.text, asked.score, right, kind)
@@ -273,12 +290,17 @@ class Lookup:
         return False
 
 
+def _vector_of(one: Asked | Item) -> bytes | None:
+    return one.deep if isinstance(one, Item) else one.vector
+
+
 _VERDICTS = {True: "right", False: "wrong", None: "unclear"}
 
 
-def _on_scale(verifier: Any, spec: Semantic, raw: float, deep: bool, reference: bool) -> float:
-    """A score on the scale of the look that the meter's bar is about: both looks have thresholds of their own for a rate."""
-    if deep == reference:
+def _on_scale(verifier: Any, spec: Semantic, raw: float, looks_again: bool) -> float:
+    """A score of the first look on the scale of the meter's bar, which begins at the threshold of the last look there is.
+    Where another look follows, the first serves only what is surer than that: both share one rate."""
+    if not looks_again:
         return raw
     rate = spec.max_false_hit_rate
-    return float(raw + verifier.threshold(rate, reference) - verifier.threshold(rate, deep))
+    return float(raw + verifier.threshold(rate, True) - verifier.sure(rate))
