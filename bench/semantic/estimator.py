@@ -1,14 +1,19 @@
+#!/usr/bin/env python3
 """Does the meter tell the truth, and does what it does hold the budget? Simulated streams, where the truth is known.
 
-    PYTHONPATH=core .venv/bin/python bench/semantic/estimator.py [--streams 1000] [--jobs 2] [--seed 0]
+    python bench/semantic/estimator.py [--streams N] [--jobs N] [--seed N] [--budget 0.01] [--confirmed] [--kind KIND]
 
 A stream is four weeks of one namespace. Each request asks for an item of its scope; a candidate is near or not, right or
 wrong, and has a score; the meter says what is served and what is asked again; labels come later, from a comparer that errs
 and sometimes cannot say. Ten times in each stream the interval is compared with the truth: wrong/all of the same
 exponential window, counted, not expected. Kinds of streams (`KINDS`) change the world on the way.
 
+The kinds: nothing changes; how many requests have a right candidate changes; all scores shift; the verifier goes bad at once,
+or slowly; the comparer errs often; the same question comes up to 300 times in a row; few requests; one scope has more wrong
+candidates; the factory's threshold was found on other data, and breaks the budget from the first request; all of it at once.
+
 Printed per kind: share of windows whose truth lies in the 95 % interval; share of windows over the budget; the same for
-tenths of the stream taken alone; median width of the interval over the budget, and labels; hits; checks of hits.
+tenths of the stream taken alone, which are shorter and forget at once; median width of the interval over the budget, and labels; hits; checks of hits. Exit code 1: less than 93 % inside, or more than 5 % over.
 """
 
 import argparse

@@ -348,6 +348,19 @@ def test_the_first_hits_are_all_asked_again() -> None:
     assert meter.wants_check(0.99, SCOPE, T0, 0.999) == 0.0
 
 
+def test_a_share_of_none_asks_only_the_first_again() -> None:
+    meter = Meter(0.01, 0.9, check_share=0.0, first=3)
+    asked = 0
+    for i in range(500):
+        meter.request(T0 + i)
+        meter.served(T0 + i, 0.95, SCOPE, i)
+        if q := meter.wants_check(0.95, SCOPE, T0 + i, 0.0):
+            asked += 1
+            meter.label(T0 + i, 0.95, SCOPE, i, True, 1.0 / q)
+            meter.tune(T0 + i)
+    assert asked == 3
+
+
 @given(st.integers(0, 2**32), st.integers(1, 40))
 @settings(max_examples=40)
 def test_no_window_sees_more_spent_than_allowed(seed: int, cost: int) -> None:
