@@ -79,6 +79,18 @@ def test_like_answers_to_another_question_are_not_the_same() -> None:
     assert same_answer(LONG, other) is not True
 
 
+def test_a_word_in_the_place_of_another_is_not_the_same_whatever_the_vectors_say() -> None:
+    a = "Press the red button at the back of the machine, wait for a moment, and it starts to pump the water out."
+    assert same_answer(a, a.replace("red", "blue"), lambda a, b: 0.99) is None
+    account = (
+        "To open an account, go to the nearest branch with your passport and fill in the form. The clerk checks it and you"
+        " get a letter within a week. It costs nothing and takes twenty minutes; bring a proof of address too."
+    )
+    assert same_answer(account, account.replace("open", "close"), lambda a, b: 0.99) is False
+    assert same_answer(account, account.replace("letter", "note"), lambda a, b: 0.99) is None
+    assert same_answer(account, account + " I hope that this helps.") is True
+
+
 def test_vectors_are_asked_only_where_words_leave_it_open() -> None:
     asked = []
 

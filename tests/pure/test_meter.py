@@ -45,8 +45,6 @@ def one(meter: Meter, now: int, score: float, right: bool, u: float, item: int =
     meter.served(now, score, scope, item)
     if q := meter.wants_check(score, scope, now, u):
         meter.label(now, score, scope, item, right, 1.0 / q)
-        if meter.wants_pair(u):
-            meter.pair(now, True)
     return True
 
 
@@ -95,7 +93,7 @@ def test_a_score_lies_in_its_bin(score: float) -> None:
 
 
 def test_all_hits_checked_leave_no_doubt_upwards() -> None:
-    meter = Meter(0.01, 0.9, first=10_000, confirmed=True)
+    meter = Meter(0.01, 0.9, first=10_000)
     for i in range(400):
         meter.request(T0 + i)
         if i % 4 == 0:
@@ -151,7 +149,7 @@ def test_weights_are_unbiased() -> None:
 
 
 def test_the_comparers_false_alarms_are_subtracted() -> None:
-    meter = Meter(0.01, 0.9)
+    meter = Meter(0.01, 0.9, confirmed=False)
     rng = Random(3)
     for i in range(6_000):
         now = T0 + i * S
@@ -261,9 +259,10 @@ def test_a_drift_is_an_alarm_and_the_way_back_to_the_factory() -> None:
     assert meter.estimate(now).alarm == "drift"
 
 
-def test_a_comparer_that_finds_all_answers_different_moves_nothing() -> None:
+@pytest.mark.parametrize("confirmed", [True, False])
+def test_a_comparer_that_finds_all_answers_different_moves_nothing(confirmed: bool) -> None:
     """As where each answer to the same prompt is another one: its labels say nothing."""
-    meter = Meter(0.01, 0.9)
+    meter = Meter(0.01, 0.9, confirmed=confirmed)
     rng = Random(12)
     for i in range(3_000):
         now = T0 + i * S
@@ -275,13 +274,14 @@ def test_a_comparer_that_finds_all_answers_different_moves_nothing() -> None:
         else:
             meter.served(now, score, SCOPE, i)
             if q := meter.wants_check(score, SCOPE, now, rng.random()):
-                if meter.wants_pair(rng.random()):
+                if not confirmed and meter.wants_pair(rng.random()):
                     meter.pair(now, False)
-                meter.label(now, score, SCOPE, i, False, 1.0 / q)
+                meter.label(now, score, SCOPE, i, None if confirmed else False, 1.0 / q)
     assert meter.threshold(SCOPE, -1, now) == pytest.approx(0.9)
     e = meter.estimate(now)
     assert e.low == 0.0
     assert e.high == pytest.approx(e.hits / e.requests)
+    assert "feedback" in meter.advice(now) if confirmed else "temperature 0" in meter.advice(now)
 
 
 def test_misses_move_nothing_while_nobody_knows_how_the_comparer_errs() -> None:
@@ -311,7 +311,7 @@ def test_one_bad_label_bars_the_item_nearby_and_no_other() -> None:
 
 
 def test_a_scope_that_is_oftener_wrong_is_stricter() -> None:
-    meter = Meter(0.02, 0.8, confirmed=True)
+    meter = Meter(0.02, 0.8)
     rng = Random(13)
     now = T0
     for i in range(4_000):
@@ -346,6 +346,19 @@ def test_the_first_hits_are_all_asked_again() -> None:
         assert meter.wants_check(0.99, SCOPE, T0, 0.999) == 1.0
     meter.served(T0, 0.99, SCOPE, 1)
     assert meter.wants_check(0.99, SCOPE, T0, 0.999) == 0.0
+
+
+def test_a_share_of_none_asks_only_the_first_again() -> None:
+    meter = Meter(0.01, 0.9, check_share=0.0, first=3)
+    asked = 0
+    for i in range(500):
+        meter.request(T0 + i)
+        meter.served(T0 + i, 0.95, SCOPE, i)
+        if q := meter.wants_check(0.95, SCOPE, T0 + i, 0.0):
+            asked += 1
+            meter.label(T0 + i, 0.95, SCOPE, i, True, 1.0 / q)
+            meter.tune(T0 + i)
+    assert asked == 3
 
 
 @given(st.integers(0, 2**32), st.integers(1, 40))
@@ -509,7 +522,6 @@ def test_advice_says_what_to_change() -> None:
         bad.request(now)
         bad.served(now, 0.95, SCOPE, i)
         if q := bad.wants_check(0.95, SCOPE, now, 0.0):
-            bad.pair(now, True)
             bad.label(now, 0.95, SCOPE, i, i % 3 > 0, 1.0 / q)
     assert bad.estimate(now).alarm == "budget"
     assert "the threshold has been raised" in bad.advice(now)
@@ -536,9 +548,10 @@ def test_calibration_holds_what_was_labelled() -> None:
 # ---- and all of it together
 
 
-def test_in_simulated_streams_the_truth_is_inside_and_the_budget_is_held() -> None:
+@pytest.mark.parametrize("confirmed", [True, False])
+def test_in_simulated_streams_the_truth_is_inside_and_the_budget_is_held(confirmed: bool) -> None:
     """The small form of bench/semantic/estimator.py."""
-    windows = estimator.run(33, 1, 4_000, 0.01)
-    assert len(windows) == 330
+    windows = estimator.run(22, 1, 4_000, 0.01, confirmed=confirmed)
+    assert len(windows) == 220
     assert sum(w.inside for w in windows) / len(windows) >= 0.93
     assert sum(w.over for w in windows) / len(windows) <= 0.05

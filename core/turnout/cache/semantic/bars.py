@@ -4,6 +4,7 @@ A record is (when, bar, labels found right since): the later one stands, so merg
 """
 
 MARGIN = 0.02  # above the score at which it was wrong
+MOST_BAR = 2.0  # over any score
 FORGIVEN = 5  # labels in a row, below the bar, that say right: a comparer errs too, and misses label for free
 MOST_ITEMS = 4096  # remembered; the one with the oldest label goes first
 
@@ -24,7 +25,7 @@ class Bars:
     def label(self, item: int, now_ns: int, score: float, right: bool) -> None:
         record = self.records.get(item)
         if not right:
-            bar = score + MARGIN
+            bar = min(score + MARGIN, MOST_BAR)
             if record is not None:
                 bar = max(bar, record[1])
                 now_ns = max(now_ns, record[0] + 1)

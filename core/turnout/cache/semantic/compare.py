@@ -22,6 +22,7 @@ MOST_LEAVES = 2_000  # of a JSON value
 BRIEF = 30  # words up to which a text states one thing: a number, a name or a "not" more or less is another thing
 # Shares of common words (of the shorter and of both), found on answers written twice to the same and to like questions.
 ALIKE, APART = 0.72, 0.20
+FEW_SWAPPED = 2
 NEAR, FAR = 0.90, 0.45  # cosines of sentence vectors, where somebody has them
 CUT_SAME = 0.9  # lengths of two texts that are the same as far as was looked, for that to say something
 
@@ -37,8 +38,14 @@ def _set(words: str) -> frozenset[str]:
 _NEGATIONS = _set("not no never none neither nor cannot without nothing nobody nicht kein keine nie ohne pas jamais")
 _STOP = _set(
     "a an the of to in on at for and or is are was were be been being it its this that these those as by with from you your"
-    " can will would should may might i we they he she my our their his her so if then than also just very more most some"
+    " can will would should may might i we they he she my our their his her so if then than also just very most some"
     " any all do does did have has had there here what which who how when where why about into over out up down"
+)
+_PAIRS = (
+    "open close, enable disable, buy sell, increase decrease, start stop, start end, add remove, accept reject, allow forbid,"
+    " raise lower, first last, left right, high low, hot cold, import export, send receive, upload download, lock unlock,"
+    " freeze unfreeze, activate deactivate, deposit withdraw, debit credit, safe unsafe, legal illegal, min max,"
+    " minimum maximum, always rarely, true false, good bad, old new, win lose, before after, more less, earlier later"
 )
 _SMALL = {
     "zero": "0", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9",
@@ -143,8 +150,12 @@ def _number(token: str) -> str:
 def _stem(word: str) -> str:
     for end in ("'s", "ing", "edly", "ed", "ies", "es", "s", "ly"):
         if word.endswith(end) and len(word) - len(end) >= 3:
-            return word[: -len(end)]
-    return word
+            word = word[: -len(end)]
+            break
+    return word[:-1] if word[-1] == "e" and len(word) > 3 else word
+
+
+_OPPOSITE = {(_stem(x), _stem(y)) for pair in _PAIRS.split(", ") for x, y in (pair.split(), pair.split()[::-1])}
 
 
 def _texts(fresh: str, kept: str, near: Callable[[str, str], float] | None) -> bool | None:
@@ -167,16 +178,17 @@ def _texts(fresh: str, kept: str, near: Callable[[str, str], float] | None) -> b
             return None if overlap > APART else False
     elif numbers is False and names is False:
         return False
+    only, other = a.words.keys() - b.words.keys(), b.words.keys() - a.words.keys()
+    if overlap > 0.5 and len(only) * len(other) < 1_000 and any((x, y) in _OPPOSITE for x in only for y in other):
+        return False
     if overlap >= ALIKE or (within >= 0.9 and overlap >= 0.5):
-        # Many words in common: another one at a place that matters shows in what is left over.
-        left = (a.words - b.words) + (b.words - a.words)
-        if (
-            numbers is not False
-            and a.negations == b.negations
-            and not (left and a.brief and b.brief and names is False)
-        ):
-            return True if not left or not (a.brief and b.brief) or within >= 0.9 else _by(near, fresh, kept)
-        return None
+        if numbers is False or a.negations != b.negations or (names is False and a.brief and b.brief):
+            return None
+        swapped = min(len(only), len(other))
+        if not swapped:  # one of them only says more
+            return True
+        # A word or two in the place of others, and all else the same: the mark of an answer to a question that looks alike.
+        return None if swapped <= FEW_SWAPPED else _by(near, fresh, kept)
     if overlap < APART and within < 0.35:
         return False if near is None or near(fresh, kept) < NEAR else None
     return _by(near, fresh, kept) if numbers is not False else None

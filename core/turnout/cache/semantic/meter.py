@@ -68,7 +68,8 @@ class Meter:
     """`budget`: wrong/all to hold, `factory`: the verifier's threshold for it. `name`: this worker's, the same after a
     restart. `floor`: no threshold is looser. `check_share`: of hits asked again in the long run; `most_share`: never more
     than that (and the `first` hits). `most_nanos`: what this worker may spend on it in each `spend_ns`. `confirmed`: a
-    check's label is "wrong" only where a second fresh answer agreed with the first against the kept one (else None)."""
+    check's label is "wrong" only where a second fresh answer agreed with the first against the kept one (else None); if it
+    is not, `pair` has to tell how often two fresh answers differ."""
 
     def __init__(
         self,
@@ -83,7 +84,7 @@ class Meter:
         most_share: float = 0.20,
         most_nanos: int | None = None,
         spend_ns: int = DAY_NS,
-        confirmed: bool = False,
+        confirmed: bool = True,
     ) -> None:
         self.budget = budget
         self._factory = min(edge_from(factory), BINS)
@@ -167,7 +168,8 @@ class Meter:
         own = self._own
         d = own.weight(now_ns)
         if right is None:
-            own.scalars[UNCLEAR] += d
+            if kind == "check":
+                own.scalars[UNCLEAR] += d
             return
         b = bin_of(score)
         self._count(b, right, weight * d, d, kind)
@@ -234,7 +236,7 @@ class Meter:
         pool, ratchet = self._pool, self._pool.ratchet
         cells, scalars = pool.totals(now_ns, era=True)
         requests = pool.era_requests()
-        self._noise = noise = noise_of(scalars, self._confirmed)
+        self._noise = noise = noise_of(cells, scalars, self._confirmed)
         points = self._points = tuning.curve(cells, requests, noise)
         labels = scalars[LABELS_N]
         step = labels - ratchet.labels >= RETUNE
@@ -299,7 +301,7 @@ class Meter:
     def estimate(self, now_ns: int) -> Estimate:
         """About 1 ms: for whoever reads metrics, not for requests."""
         cells, scalars = self._pool.totals(now_ns, era=False)
-        noise = noise_of(scalars, self._confirmed)
+        noise = noise_of(cells, scalars, self._confirmed)
         alarm = scalars[LABELS_N] < self._alarm_until
         return estimate(cells, scalars, noise, self._threshold, alarm, self.budget)
 

@@ -6,7 +6,7 @@ items' bars. Merging takes the later of each: in any order, any number of times,
 
 import msgspec
 
-from .bars import MARGIN, MOST_ITEMS, Bars, Record
+from .bars import MOST_BAR, MOST_ITEMS, Bars, Record
 from .window import BINS, CELLS, DOWN, HITS_N, PAIRS_WW, REQUESTS, SCALARS, SQUARES, UP, Report, Sums, sane
 
 VERSION = 1
@@ -95,6 +95,7 @@ class Pool:
         self.own.weight(now_ns)
         if (before := self.others.pop(self.name, None)) is not None:  # this worker's own, before it was started again
             self.own.add(before)
+            self._count()
         told = (list(self.own.scalars), self.ratchet)
         if told != self._told:  # nothing new keeps its number, and is the same again
             self._told = told
@@ -139,8 +140,11 @@ class Pool:
             known.shift(self.own.lap)
         for item, record in state.items.items():
             self._bars.merge(item, record)
-        self.hits = sum(sums.scalars[HITS_N] for sums in self.others.values())
+        self._count()
         return up, down
+
+    def _count(self) -> None:
+        self.hits = sum(sums.scalars[HITS_N] for sums in self.others.values())
 
     def _sane(self, state: State, now_ns: int) -> bool:
         r = state.ratchet
@@ -155,5 +159,5 @@ class Pool:
             and 0 <= r.base <= BINS
             and 0 <= r.at <= BINS
             and len(state.items) <= MOST_ITEMS
-            and all(0 <= at <= now_ns + LATE_NS and 0.0 <= bar <= 1.0 + MARGIN for at, bar, _ in state.items.values())
+            and all(0 <= at <= now_ns + LATE_NS and 0.0 <= bar <= MOST_BAR for at, bar, _ in state.items.values())
         )

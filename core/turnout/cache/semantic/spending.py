@@ -15,14 +15,14 @@ BURST = 0.2  # of the money of a window may be spent at once; the rest flows in,
 
 
 class Spending:
-    """`share`: of hits asked again at least, where the caps let it; `most`: at most. `most_nanos` in any `window_ns`."""
+    """`share`: of hits asked again at least, where the caps let it, 0: none but the first; `most`: at most. `most_nanos` in any `window_ns`."""
 
     __slots__ = ("_cost", "_flow", "_money", "_most", "_most_money", "_seen_ns", "_share", "_taken", "_tokens", "share")
 
     def __init__(self, share: float, most: float, most_nanos: int | None, window_ns: int) -> None:
         self._share = min(share, most)
-        self._most = most
-        self.share = most  # of now
+        self._most = most if share > 0.0 else 0.0
+        self.share = self._most  # of now
         self._tokens = 0.0
         self._most_money = -1.0 if most_nanos is None else most_nanos * BURST
         self._flow = 0.0 if most_nanos is None else most_nanos * (1.0 - BURST) / window_ns

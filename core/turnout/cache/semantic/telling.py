@@ -40,7 +40,7 @@ MOST_LEFT = 0.05  # of right answers, found wrong by two fresh ones that agree
 AWAITED = 1.5  # times the hits that were labelled: so many are taken to be like them
 USELESS = 0.50  # from here on what it says is no label
 FEWEST_PAIRS = 8.0  # of fresh answers, that say how often it errs
-UNSURE = 0.30  # of labels that could not be given
+UNSURE = 0.30  # of checks that could not be judged
 
 
 class Estimate(msgspec.Struct, frozen=True):
@@ -53,7 +53,7 @@ class Estimate(msgspec.Struct, frozen=True):
     high: float
     labels: float  # hits asked again; how many equal ones they are worth: `worth`
     worth: float
-    unclear: float  # labels that the comparer could not give
+    unclear: float  # more of them, that the comparer could not judge
     noise: float  # share of right answers that it takes for wrong
     threshold: float
     alarm: str  # "", "drift" or "budget"
@@ -61,17 +61,21 @@ class Estimate(msgspec.Struct, frozen=True):
     spent_nanos: int
 
 
-def noise_of(scalars: Sequence[float], confirmed: bool) -> Noise:
+def noise_of(cells: Sequence[float], scalars: Sequence[float], confirmed: bool) -> Noise:
     """The share of right answers that the comparer takes for wrong, from pairs of fresh answers to one prompt. `confirmed`:
     checks were found wrong only where two fresh answers agreed against the kept one, so this is the misses' alone; what is
-    left of it for checks is less, nobody knows how much, and only widens their interval downwards."""
+    left of it for checks is less, nobody knows how much, and only widens their interval downwards. Without pairs, checks
+    that could be judged show then at least that answers here are mostly the same twice."""
     found = share(scalars[PAIRS_WRONG], scalars[PAIRS_WWRONG], scalars[PAIRS], scalars[PAIRS_WW])
     worth = scalars[PAIRS] ** 2 / scalars[PAIRS_WW] if scalars[PAIRS_WW] else 0.0
-    return Noise(
-        Bound(0.0, 0.0, min(found.high, MOST_LEFT)) if confirmed else found,
-        found,
-        worth >= FEWEST_PAIRS and found.value <= USELESS,
-    )
+    told = worth >= FEWEST_PAIRS and found.value <= USELESS
+    if not confirmed:
+        return Noise(found, found, told)
+    left = Bound(0.0, 0.0, min(found.high, MOST_LEFT))
+    if worth < FEWEST_PAIRS:
+        judged = sum(column(cells, CHECKS))
+        found, told = left, judged >= FEWEST_PAIRS and scalars[UNCLEAR] <= USELESS * (judged + scalars[UNCLEAR])
+    return Noise(left, found, told)
 
 
 def estimate(
@@ -162,8 +166,8 @@ def advice(said: Estimate, cells: Sequence[float], points: Sequence[Point], budg
             f"{said.noise:.0%} of fresh answers to one prompt look different from each other, which hides wrong hits:"
             " set temperature 0 on this route."
         )
-    if said.unclear > UNSURE * (said.unclear + said.labels + sum(column(cells, MISSES))):
-        found.append("Most checks cannot be judged by comparing answers: long free text is better judged by feedback.")
+    if said.unclear > UNSURE * (said.unclear + said.labels):
+        found.append("Many checks cannot be judged by comparing answers: let users judge them (feedback).")
     if said.hits < FEW_HITS * said.requests:
         found.append(_few(said, cells, points, budget))
     return " ".join(found)

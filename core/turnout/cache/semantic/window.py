@@ -29,8 +29,8 @@ CHECK_WW, CHECK_WWRONG, MISS_WW, MISS_WWRONG, CHECK_WD, CHECK_WDWRONG = range(8,
 FIELDS = 14
 SQUARES = CHECK_WW * BINS  # from here on
 CELLS = FIELDS * BINS
-# Not per bin. Decaying: requests, pairs of fresh answers and those of them flagged (their squares behind), labels that
-# the comparer could not give. Plain: hits, checks, labels, the two walks of the CUSUM, nanos spent.
+# Not per bin. Decaying: requests, pairs of fresh answers and those of them flagged (their squares behind), checks that
+# the comparer could not judge. Plain: hits, checks, labels, the two walks of the CUSUM, nanos spent.
 REQUESTS, PAIRS, PAIRS_WRONG, UNCLEAR, PAIRS_WW, PAIRS_WWRONG, HITS_N, CHECKS_N, LABELS_N, UP, DOWN, SPENT = range(12)
 SCALARS = 12
 MOST_SCOPES = 1024  # that a worker remembers labels of: the last ones
