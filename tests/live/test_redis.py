@@ -15,7 +15,7 @@ import uvloop
 
 from support.redis_server import Proxy, RedisServer, free_port
 from turnout.secret import Secret
-from turnout.state.depot import MOST_VALUE_BYTES, Depot
+from turnout.state.depot import MOST_VALUE_BYTES, POLL_S, Depot
 from turnout.state.seal import seal
 from turnout.state.spec import RedisSpec
 from turnout.telemetry.metrics import WAITS, Histogram
@@ -122,6 +122,28 @@ def test_who_waits_is_woken_when_the_value_is_there(server: RedisServer) -> None
             await a.set(a.key("t", "quiet"), b"x", 60_000)
             assert await late == b"x"
             await until(lambda: server.ask("PUBSUB", "CHANNELS") == [])
+
+    uvloop.run(run())
+
+
+def test_who_waits_hears_at_once_that_the_server_is_gone(server: RedisServer) -> None:
+    async def run() -> None:
+        async with depot(server.url) as d:
+            waiting = [asyncio.ensure_future(d.wait(d.key("t", "never"), 60_000)) for _ in range(3)]
+            await until(lambda: server.ask("PUBSUB", "NUMSUB", d.key("t", "never")) == [d.key("t", "never"), 1])
+            await asyncio.sleep(0.3)
+            for _ in range(5):  # not by the slow poll alone
+                server.kill()
+                began = time.perf_counter()
+                await until(lambda: not d.up)
+                assert await asyncio.wait_for(asyncio.gather(*waiting), 20) == [None] * 3
+                if time.perf_counter() - began < POLL_S / 2:
+                    return
+                server.start()
+                await until(lambda: d.up)
+                waiting = [asyncio.ensure_future(d.wait(d.key("t", "never"), 60_000)) for _ in range(3)]
+                await asyncio.sleep(0.3)
+            raise AssertionError("they only heard of it when they looked again")
 
     uvloop.run(run())
 

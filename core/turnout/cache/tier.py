@@ -7,18 +7,21 @@ come in time or is not what was asked for is a miss, never an error.
 import asyncio
 import os
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import msgspec
 
 from .entry import Entry
 from .memory import Memory
+from .pouring import Live
 from .purge import Purge, purge
 
 # Longer than any pause of a loop, shorter than anybody likes to wait for a host that died. Renewed thrice in its time.
 LEASE_MS = 6_000
-TRIES = 4
-STALLED_S = 0.024  # Redis has 20 ms to answer; who hears of the end of them much later was busy himself
+# A store that does not answer in time gets this long when many wait for one answer: then a second upstream call for the
+# same is dearer than waiting. With fewer its first silence counts.
+CROWD, PATIENT_S, LOOK_AGAIN_S = 4, 0.25, 0.005
 WAIT_MS = 1_500  # for another's answer, before it is looked again who is asking
 HANDED_MS = 2_000  # how long an answer that is not kept waits for those who were promised it
 MOST_BYTES = 1_000_000  # of a shared answer
@@ -30,6 +33,10 @@ class Leases(Protocol):
 
     @property
     def up(self) -> bool: ...
+    @property
+    def hopeful(self) -> bool:
+        """Whether it is up, or may be again in a moment."""
+
     def key(self, tag: str, *parts: str) -> bytes: ...
     async def get(self, key: bytes) -> bytes | None: ...
     async def set(self, key: bytes, value: bytes, ttl_ms: int, tell: bool = False) -> bool: ...
@@ -40,6 +47,10 @@ class Leases(Protocol):
 
 class Tier(Leases, Protocol):
     name: str
+
+    @property
+    def live(self) -> Live | None:
+        """Where it hands on what is under way, too."""
 
     async def delete(self, key: bytes) -> int | None: ...
     async def purged(self, what: Purge) -> None:
@@ -53,15 +64,24 @@ def answer_key(tier: Tier, tag: str, digest: bytes) -> bytes:
     return tier.key(tag, "answer", digest.hex())
 
 
+async def hand_on(tier: Tier, key: bytes, value: bytes, ttl_ms: int) -> None:
+    """Put it there for those who wait, later if that is only not possible just now."""
+    while not await tier.set(key, value, ttl_ms, tell=True) and tier.hopeful and not tier.up:
+        await asyncio.sleep(LOOK_AGAIN_S)
+
+
 class Lease:
     """The right to ask for one answer, among all workers and hosts. It is renewed until `done`."""
 
-    def __init__(self, tier: Tier, tag: str, digest: bytes) -> None:
+    def __init__(self, tier: Tier, tag: str, digest: bytes, waiting: Callable[[], int] = lambda: 0) -> None:
+        """`waiting()`: how many wait for the answer with the one who asks."""
         self.tier = tier
+        self._waiting = waiting
         self.digest = digest
         self.answer = answer_key(tier, tag, digest)
         self.mine = False
-        self._key = tier.key(tag, "lease", digest.hex())
+        self.late = False  # it was not heard of at once
+        self.key = tier.key(tag, "lease", digest.hex())
         self._owner = os.urandom(12)
         self._asked = False
         self._renewing: asyncio.Task[None] | None = None
@@ -70,12 +90,16 @@ class Lease:
         """True: ours. False: another's. None: there is nobody to ask."""
         loop = asyncio.get_running_loop()
         self._asked = True
-        for _ in range(TRIES):
-            began = loop.time()
-            mine = await self.tier.lease(self._key, self._owner, LEASE_MS)
-            # No answer in time may mean that we had no time to hear it: a thousand requests came in at once.
-            if mine is not None or not self.tier.up or loop.time() - began < STALLED_S:
+        end = loop.time() + PATIENT_S
+        while True:
+            mine = await self.tier.lease(self.key, self._owner, LEASE_MS)
+            if mine is not None or not self.tier.hopeful or loop.time() > end:
                 break
+            if not self.tier.up:
+                await asyncio.sleep(LOOK_AGAIN_S)  # of a crowd the others come now
+            if self._waiting() < CROWD:
+                break
+            self.late = True
         self._asked = mine is None  # it may be ours without our knowing
         if mine:
             self.mine = True
@@ -85,7 +109,7 @@ class Lease:
     async def _renew(self) -> None:
         while True:
             await asyncio.sleep(LEASE_MS / 3000)
-            await self.tier.lease(self._key, self._owner, LEASE_MS)
+            await self.tier.lease(self.key, self._owner, LEASE_MS)
 
     def done(self) -> None:
         """The call is over; who waits may still have to be told, then `release`."""
@@ -95,7 +119,7 @@ class Lease:
     async def release(self) -> None:
         if self.mine or self._asked:
             self.mine = self._asked = False
-            await self.tier.release(self._key, self._owner)
+            await self.tier.release(self.key, self._owner)
 
 
 class Shared(msgspec.Struct, array_like=True):
@@ -199,10 +223,20 @@ class OverRedis:
     def up(self) -> bool:
         return self.depot.up
 
+    @property
+    def hopeful(self) -> bool:
+        return self.depot.hopeful
+
+    @property
+    def live(self) -> None:
+        """Between hosts the whole answer is handed on, at its end."""
+        return None
+
     async def get(self, key: bytes) -> bytes | None:
-        if time.monotonic() >= self._look_s:
-            await self._look()
-        return await self.depot.get(key)
+        if time.monotonic() < self._look_s:
+            return await self.depot.get(key)
+        value, _ = await asyncio.gather(self.depot.get(key), self._look())  # one round for both
+        return value
 
     async def delete(self, key: bytes) -> int | None:
         return await self.depot.delete(key)

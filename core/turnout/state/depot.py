@@ -22,6 +22,7 @@ from .seal import seal, unseal
 from .spec import CLUSTER, RedisSpec, where
 
 MOST_VALUE_BYTES = 1024 * 1024  # all share one connection: more would hold the others up for longer than a deadline
+HOPE_S = 0.5
 POLL_S = 0.25  # a wake-up may get lost with a connection
 _LEASE = """local have = redis.call('GET', KEYS[1])
 if have == ARGV[1] then redis.call('PEXPIRE', KEYS[1], ARGV[2]) return 1 end
@@ -55,7 +56,11 @@ class Depot:
             async def dial() -> Wire | Wrong:
                 return await dialer.dial(node)
 
-            return Lane(dial, spec.operation_ms / 1e3, rng, self.count, lost)
+            def gone() -> None:
+                lost()
+                self._ear.wake()  # who waits for others' answers has to look after himself now
+
+            return Lane(dial, spec.operation_ms / 1e3, rng, self.count, gone)
 
         self._nodes: Nodes
         if place.kind == CLUSTER:
@@ -70,6 +75,11 @@ class Depot:
     def up(self) -> bool:
         """Whether it is worth asking: a connection stands and answers in time."""
         return self._nodes.up
+
+    @property
+    def hopeful(self) -> bool:
+        """Whether it is up, or was a moment ago: a server without a processor for a while looks like one that is dead."""
+        return self._nodes.up or perf_counter() - self._nodes.opened_at < HOPE_S
 
     @property
     def opens(self) -> int:
