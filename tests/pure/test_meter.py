@@ -198,8 +198,9 @@ def test_a_clock_that_goes_back_does_no_harm() -> None:
 # ---- the threshold
 
 
-def test_nothing_known_is_the_factorys_threshold() -> None:
-    assert Meter(0.01, 0.873).threshold(SCOPE, 1, T0) == pytest.approx(0.88)  # the next edge
+@pytest.mark.parametrize("factory", [0.3606, 0.873, 0.9, 0.9977, 0.99991, 1.0, 2.0])
+def test_nothing_known_is_the_factorys_threshold(factory: float) -> None:
+    assert Meter(0.01, factory).threshold(SCOPE, 1, T0) == factory
 
 
 def test_wrong_hits_tighten_at_once_and_right_ones_loosen_slowly() -> None:

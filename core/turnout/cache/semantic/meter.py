@@ -87,13 +87,14 @@ class Meter:
         confirmed: bool = True,
     ) -> None:
         self.budget = budget
-        self._factory = min(edge_from(factory), BINS)
+        self._factory = bin_of(factory) if factory <= 1.0 else BINS
+        self._exact = factory  # where in that bin it lies
         self._floor = min(edge_from(max(0.0, factory - 0.2) if floor is None else floor), self._factory)
         self._first = first
         self._confirmed = confirmed
         self._bars = Bars()
         ratchet = Ratchet(0, 0.0, self._factory, self._factory)
-        self._pool = Pool(name, half_life_ns, ratchet, self._bars, budget)
+        self._pool = Pool(name, half_life_ns, ratchet, self._bars, (budget, factory))
         self._own = self._pool.own
         self._spending = Spending(check_share, most_share, most_nanos, spend_ns)
         self._drift = Drift()
@@ -265,7 +266,7 @@ class Meter:
         """Serve as the ratchet says."""
         at = max(self._pool.ratchet.at, self._floor)
         self._levels = tuning.levels(self._points, at)
-        self._threshold = self._levels[0]
+        self._threshold = self._exact if at == self._factory else self._levels[0]
 
     def _turn(self, worse: bool) -> None:
         """What was learned holds no more: the factory's threshold again; a stricter one where that was served already."""

@@ -27,7 +27,7 @@ class Ratchet(msgspec.Struct, array_like=True, frozen=True, order=True):
 class State(msgspec.Struct, array_like=True, frozen=True):
     version: int
     half_life_ns: int
-    rule: tuple[float, int]  # budget, the factory's bin: what the threshold was found for
+    rule: tuple[float, float]  # budget and factory's threshold: what the ratchet is of
     workers: list[Report]
     ratchet: Ratchet
     items: dict[int, Record]
@@ -40,10 +40,10 @@ _decode = msgspec.msgpack.Decoder(State).decode
 class Pool:
     """`own` is written by the meter; the others are what they said last."""
 
-    def __init__(self, name: bytes, half_life_ns: int, ratchet: Ratchet, bars: Bars, budget: float) -> None:
+    def __init__(self, name: bytes, half_life_ns: int, ratchet: Ratchet, bars: Bars, rule: tuple[float, float]) -> None:
         self.name = name
         self._bars = bars
-        self._rule = (budget, ratchet.base)
+        self._rule = rule
         self.own = Sums(half_life_ns)
         self.others: dict[bytes, Sums] = {}
         self.ratchet = ratchet

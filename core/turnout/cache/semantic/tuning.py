@@ -30,7 +30,7 @@ LEVEL_STEP = 0.02  # of the score; what each level is stricter at least
 # The tail (see there): its steps in logits; the most it is believed to keep from one to the next; wrong candidates from
 # which on it is believed for all. Tried from 0.5 to 1.1, 0.65 to 0.8, 5 to 20 in bench/semantic/estimator.py.
 STRIDE, STEEPEST, TRUST = 1.0, 0.65, 10.0
-LOGITS = tuple(log(max(x, 1e-3) / (1.0 - min(x, 0.999))) for x in EDGES[:BINS])
+LOGITS = tuple(log(max(x, 1e-3) / (1.0 - min(x, 0.9999))) for x in EDGES[:BINS])
 
 
 class Point(NamedTuple):

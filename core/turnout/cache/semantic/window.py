@@ -15,10 +15,15 @@ from math import isfinite
 
 import msgspec
 
-# Bins of the score: by 0.01, and by 0.0025 from 0.9 on, where thresholds lie.
-COARSE, FINE = 90, 40
-BINS = COARSE + FINE
-EDGES = (*(i / 100 for i in range(COARSE)), *(0.9 + i / 400 for i in range(FINE)), 1.0)
+# Bins of the score: by 0.01, by 0.0025 from 0.9 and by 0.0005 from 0.99 on, where the thresholds of small rates lie.
+COARSE, FINE, FINEST = 90, 36, 20
+BINS = COARSE + FINE + FINEST
+EDGES = (
+    *(i / 100 for i in range(COARSE)),
+    *(0.9 + i / 400 for i in range(FINE)),
+    *(0.99 + i / 2000 for i in range(FINEST)),
+    1.0,
+)
 
 LAP = 32  # half-lives
 # Per bin (the field of the wrong ones always follows), sums of the decaying weight d: hits served, misses with a candidate, hits asked again with a label, their w * d
@@ -40,7 +45,9 @@ def bin_of(score: float) -> int:
     """The bin whose lower edge is at most `score`."""
     if score < 0.9:
         return max(0, int(score * 100.0 + 1e-9))
-    return min(BINS - 1, COARSE + int((score - 0.9) * 400.0 + 1e-9))
+    if score < 0.99:
+        return COARSE + int((score - 0.9) * 400.0 + 1e-9)
+    return min(BINS - 1, COARSE + FINE + int((score - 0.99) * 2000.0 + 1e-9))
 
 
 def edge_from(score: float) -> int:
