@@ -15,6 +15,7 @@ from .elsewhere import HIT
 from .errors import Fault
 from .exchange import Exchange, Headers, Saved
 from .joining import MISS, NEAR, Joining
+from .leading import Leading
 from .marks import Marks
 
 STALE = "hit-exact;stale"
@@ -41,6 +42,7 @@ class Caching:
         self._memory = memory
         self._joining = joining
         self._lookup = lookup
+        self._leading = Leading(line, joining)
         self._now = clock.now_ns
 
     async def answered(self, x: Exchange, caller: Caller) -> bool:
@@ -91,8 +93,12 @@ class Caching:
             if await self._joining.follow(x, caller, flight):
                 return True
         x.cache = MISS if wish.read else x.cache
+        asked = asked if wish.write else None
+        if not x.stream and self._joining.alone:
+            await self._leading.lead(x, caller, policy, digest, key, shared, asked)
+            return True
         flight = self._joining.begin(x, policy, digest, key, shared)
-        flight.asked = asked if wish.write else None
+        flight.asked = asked
         await self._joining.read(x, caller, flight, flight.join(), own=True)
         return True
 

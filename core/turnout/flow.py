@@ -46,7 +46,10 @@ class Caller(Protocol):
     """The client's side of one exchange, as `ingress` gives it."""
 
     early: bool  # the response head went out before the commit, because the wait was long
+    stays: Callable[[], bool] | None  # asked when the client has left: whether the request goes on without it
 
+    @property
+    def task(self) -> Any: ...
     @property
     def relay_to(self) -> Any: ...
     def body_nowait(self, most: int) -> bytes | None: ...

@@ -57,6 +57,7 @@ class Joining:
         self._memory = memory
         self.flights = flights
         self._tier = tier
+        self.alone = tier is None  # nobody else shares what this worker has
         self._clock = clock
         self._now = clock.now_ns
         self._rng = rng
@@ -152,7 +153,7 @@ class Joining:
         if pouring is not None:
             await pouring.close()
         if not had:
-            await self._keep(flight, x, policy, digest, lease, fault)
+            await self.keep(flight, x, policy, digest, lease, fault)
 
     async def follow(self, x: Exchange, caller: Caller, flight: Flight) -> bool:
         """Read what another asks for. False: that came to nothing for reasons of its own."""
@@ -241,7 +242,7 @@ class Joining:
 
     # ---- keeping
 
-    async def _keep(
+    async def keep(
         self, flight: Flight, x: Exchange, policy: Policy, digest: bytes, lease: Lease | None, fault: Fault | None
     ) -> None:
         """Keep the answer, and hand it to those who wait for it elsewhere."""
@@ -289,23 +290,24 @@ class Joining:
         )
         fresh_ns = now + int(ttl_s * 1e9)
         usage = x.usage or Usage()
-        return Entry(
-            digest=digest,
-            body=body,
-            tenant=x.principal.tenant,
-            route=x.route.name,
-            model=x.model,
-            key=x.principal.name,
-            tags=",".join([*x.principal.tags, *filter(None, map(str.strip, x.tags.split(",")))]),
-            provider=last.provider,
-            served_model=last.model,
-            finish=x.finish,
-            prompt=usage.prompt,
-            completion=usage.completion,
-            cost_nanos=x.cost_nanos,
-            stored_ns=now,
-            fresh_ns=fresh_ns,
-            dead_ns=fresh_ns + int(stale_s * 1e9),
+        tags = x.principal.tags
+        return Entry(  # in the order of its fields: names take as long again
+            digest,
+            body,
+            x.principal.tenant,
+            x.route.name,
+            x.model,
+            x.principal.name,
+            ",".join([*tags, *filter(None, map(str.strip, x.tags.split(",")))]) if tags or x.tags else "",
+            last.provider,
+            last.model,
+            x.finish,
+            usage.prompt,
+            usage.completion,
+            x.cost_nanos,
+            now,
+            fresh_ns,
+            fresh_ns + int(stale_s * 1e9),
         )
 
     async def _gather(self, flight: Flight, x: Exchange) -> bytes | None:

@@ -18,9 +18,9 @@ class Marks:
         self._version = (b"x-turnout-config-version", b"%d" % version)
         self._now = now_ns
         self._usual: dict[int, Headers] = {}  # by target; targets live as long as their flow
-        # What answers have in common that no target gave, and what they name: kept as it is, because an engine knows again
+        # What answers with one attempt or none have in common, and what they name: kept as it is, because an engine knows again
         # what it has sent before.
-        self._kept: dict[tuple[str, str], Headers] = {}
+        self._kept: dict[tuple[str, str, int], Headers] = {}
         self._named: dict[tuple[str, str], Headers] = {}
 
     def headers(self, x: Exchange, target: Target | None) -> Headers:
@@ -82,14 +82,14 @@ class Marks:
             out = [self._version]
         else:
             tries = len(x.attempts)
-            if tries:
+            if tries > 1:
                 out = self._course(x, x.route)
             else:
-                kept = self._kept.get((x.route.name, x.cache))
+                kept = self._kept.get((x.route.name, x.cache, tries))
                 if kept is None:
                     if len(self._kept) == MOST_KEPT:
                         self._kept.clear()
-                    kept = self._kept[x.route.name, x.cache] = self._course(x, x.route)
+                    kept = self._kept[x.route.name, x.cache, tries] = self._course(x, x.route)
                 out = kept.copy()
             if x.cache_key:
                 out.append((b"x-turnout-cache-key", x.cache_key.encode()))

@@ -26,6 +26,7 @@ LEVELS: tuple[frozenset[str], ...] = tuple(
         "hedging",  # attempts that race until one has its first token
         "elsewhere",  # what other workers and hosts have of an answer
         "joining",  # upstream calls that several may read; is given the flow it stands in
+        "leading",  # a plain request that makes such a call itself
         "caching",  # what answers in place of the upstreams
         "streaming",  # a stream from commit to end; drives stream/cutover
         "takeover",  # one that another worker began

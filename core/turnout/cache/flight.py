@@ -53,7 +53,8 @@ class Flight:
         self.pinned = False  # goes on without readers
         self.left = False  # the client of the request that asks is gone
         self.closing = b""  # what closes the stream for that client alone
-        self.task: asyncio.Task[None] | None = None
+        self.task: Any = None
+        self.own: Any = None  # the client of the request that asks, where that makes the call itself (leading.py)
         self.leader: Any = None  # the exchange that asks
         self.asked: Any = None  # what it asks, for the semantic cache
         self._pieces: list[bytes] = []
@@ -75,10 +76,21 @@ class Flight:
     def reply_nowait(self, status: int, headers: Headers, body: bytes) -> bool:
         self.status, self.headers, self.body = status, headers, body
         self._wake()
-        return True
+        return self.own is None or bool(self.own.reply_nowait(status, [*headers], body))
 
     async def reply(self, status: int, headers: Headers, body: bytes) -> None:
-        self.reply_nowait(status, headers, body)
+        if self.own is None:
+            self.reply_nowait(status, headers, body)
+        else:
+            await self.own.reply(status, [*headers], body)
+
+    def stays(self) -> bool:
+        """The client of the request that asks has left: whether the call goes on, for those who have joined."""
+        self.pinned = False
+        self.left = bool(self.readers)
+        if not self.left:
+            self._flights.close(self)
+        return self.left
 
     async def send(self, data: bytes, more: bool) -> None:
         if not more:

@@ -128,7 +128,7 @@ class Memory:
     def put(self, entry: Entry, now_ns: int) -> bool:
         """Take it in, in place of one with its digest. False: it is larger than its tenant's share."""
         size = entry.size
-        if size > min(self._tenant_most, self._most):
+        if size > self._tenant_most or size > self._most:
             return False
         before = self._shards[entry.digest[0]].get(entry.digest)
         if before is not None:

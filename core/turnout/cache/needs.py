@@ -1,6 +1,6 @@
 """What the cache needs of others, who satisfy it where things are put together."""
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from ..exchange import Exchange, Headers
@@ -11,7 +11,10 @@ class Caller(Protocol):
     """The client's side, as `flow` has it."""
 
     early: bool
+    stays: Callable[[], bool] | None  # asked when the client has left: whether the request goes on without it
 
+    @property
+    def task(self) -> Any: ...
     async def start(self, status: int, headers: Headers) -> None: ...
     async def reply(self, status: int, headers: Headers, body: bytes) -> None: ...
     async def send(self, data: bytes, more: bool) -> None: ...

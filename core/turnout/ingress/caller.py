@@ -7,7 +7,7 @@ keeps the limits of the client's side: slow bodies, and streams whose first toke
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from types import CoroutineType
 from typing import Any
 
@@ -29,7 +29,7 @@ class AsgiCaller:
 
     __slots__ = (
         "_beat", "_beat_ns", "_body_done", "_closing", "_eager", "_extensions", "_held", "_length", "_pending", "_receive", "_send", "_watch", "early", "ended", "gone", "slow",
-        "started_ns", "task",
+        "started_ns", "stays", "task",
     )  # fmt: skip
 
     def __init__(
@@ -53,6 +53,7 @@ class AsgiCaller:
         self.ended = False
         self.gone = False  # the client left
         self.slow = False  # the client's body took too long
+        self.stays: Callable[[], bool] | None = None  # asked when the client has left, see `_heard`
         self._body_done = False
         self._held: Headers | None = None
         self._beat: asyncio.Task[None] | None = None
@@ -222,7 +223,7 @@ class AsgiCaller:
             event = {"type": "http.disconnect"}
         if event["type"] == "http.disconnect":
             self.gone = True
-            if self.task is not None:
+            if self.task is not None and not (self.stays is not None and self.stays()):
                 self.task.cancel()
         else:  # the closing empty body event that read_body did not wait for
             self._listen()

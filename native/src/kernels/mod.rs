@@ -1,5 +1,6 @@
-//! Kernels: bytes in, bytes or numbers out; no callbacks, no I/O. `answer`, `canonical`, `counters`, `meaning`, `scan`, `sse`
-//! and `tally` have a twin of the same name in `turnout/twin/`; `chunk`, `json`, `lines` and `pack` are what they are made of.
+//! Kernels: bytes in, bytes or numbers out; no callbacks, no I/O. `answer`, `canonical`, `counters`, `meaning`, `rows`, `scan`,
+//! `sse` and `tally` have a twin of the same name in `turnout/twin/`; `chunk`, `json`, `lines`, `pack` and `unpack` are what
+//! they are made of.
 
 pub mod answer;
 pub mod canonical;
@@ -9,6 +10,8 @@ pub mod json;
 pub mod lines;
 pub mod meaning;
 pub mod pack;
+pub mod rows;
 pub mod scan;
 pub mod sse;
 pub mod tally;
+pub mod unpack;
