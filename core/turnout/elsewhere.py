@@ -71,11 +71,10 @@ class Elsewhere:
         """Whether the answer came from elsewhere: then the flight has it. False: it is ours to ask; where the flight has
         begun, to go on with."""
         began = self._now()
-        waited = False
+        waited = useless = False
         tail = self._tail(flight, x, lease, began)
         while True:
-            # In this order on one connection: what comes between the two is seen.
-            mine, value = await asyncio.gather(lease.take(), self._get(policy, lease))
+            mine, value = await self._take(lease, policy.exact is not None and not useless)
             if mine and value is None and (waited or lease.late):
                 # Who had it before us has most likely answered: look twice.
                 value = await lease.tier.get(lease.answer)
@@ -85,6 +84,9 @@ class Elsewhere:
                 lease.done()
                 await lease.release()
                 break
+            if mine is False and value is not None and not useless and not flight.status:
+                useless = True  # it is stale, or garbage: then it is no reason to leave the lease
+                continue
             if mine is not False:
                 if mine and policy.exact is None:
                     await lease.tier.delete(lease.answer)  # what was handed on before is nobody's any more
@@ -107,8 +109,7 @@ class Elsewhere:
                 break
             if self._now() > x.deadline_ns:
                 break
-            if not value:
-                await asyncio.sleep(0.002)
+            await asyncio.sleep(0.02 if value else 0.002)
         if not flight.status:
             x.upstream_ns += self._now() - began
         if entry is None:
@@ -170,13 +171,13 @@ class Elsewhere:
 
     # ---- a whole answer
 
-    async def _get(self, policy: Policy, lease: Lease) -> bytes | None:
-        if policy.exact is None:
-            return None
+    async def _take(self, lease: Lease, look: bool) -> tuple[bool | None, bytes | None]:
+        if not look:
+            return await lease.take(False)
         began = self._now()
-        value = await lease.tier.get(lease.answer)
+        taken = await lease.take(True)
         self._time("turnout_cache_backend_seconds", (lease.tier.name, "get"), (self._now() - began) / 1e9)
-        return value
+        return taken
 
     def _fresh(self, value: bytes | None, lease: Lease, x: Exchange) -> Entry | None:
         entry = self.read_shared(value, lease.digest, x) if value else None
