@@ -19,9 +19,9 @@ from .purge import Purge, purge
 
 # Longer than any pause of a loop, shorter than anybody likes to wait for a host that died. Renewed thrice in its time.
 LEASE_MS = 6_000
-# A store that does not answer in time gets this long when many wait for one answer: then a second upstream call for the
+# A store that does not answer in time gets this long when others wait for the same answer: then a second upstream call for the
 # same is dearer than waiting. With fewer its first silence counts.
-CROWD, PATIENT_S, LOOK_AGAIN_S = 4, 0.25, 0.005
+CROWD, PATIENT_S, LOOK_AGAIN_S = 2, 0.5, 0.002
 WAIT_MS = 1_500  # for another's answer, before it is looked again who is asking
 HANDED_MS = 2_000  # how long an answer that is not kept waits for those who were promised it
 MOST_BYTES = 1_000_000  # of a shared answer
@@ -101,8 +101,7 @@ class Lease:
                 mine = await self.tier.lease(self.key, self._owner, LEASE_MS)
             if mine is not None or not self.tier.hopeful or loop.time() > end:
                 break
-            if not self.tier.up:
-                await asyncio.sleep(LOOK_AGAIN_S)  # of a crowd the others come now
+            await asyncio.sleep(LOOK_AGAIN_S)  # of a crowd the others come now
             if self._waiting() < CROWD:
                 break
             self.late = True
