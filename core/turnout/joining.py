@@ -8,12 +8,15 @@ for themselves when there is none.
 
 import asyncio
 from random import Random
+from typing import Any
+
+import msgspec
 
 from .account.cost import usd
 from .cache.entry import Entry
 from .cache.flight import Flight, Flights, Reader
 from .cache.memory import Memory
-from .cache.needs import Caller, Line, Meter
+from .cache.needs import Caller, Line, Lookup, Meter
 from .cache.policy import Policy
 from .cache.pouring import Pouring, kind_of
 from .cache.sound import is_sound, usage_json
@@ -25,7 +28,7 @@ from .exchange import Exchange, Headers, Saved, Usage
 from .marks import Marks
 from .wire.assemble import Assembly
 
-MISS = "miss"
+NEAR, MISS = "hit-semantic", "miss"
 # Faults of the request that made the call, not of what it asked for: whoever waited with it asks for itself.
 _OWN_FAULTS = frozenset(("client_gone", "total_timeout", "internal", "draining"))
 _LOOK = 64 * 1024  # bytes of a stream put together without giving the loop a turn: about 1 ms
@@ -46,6 +49,7 @@ class Joining:
         clock: Clock,
         rng: Random,
         meter: Meter,
+        lookup: Lookup | None,
     ) -> None:
         self._line = line
         self._marks = marks
@@ -56,6 +60,7 @@ class Joining:
         self._clock = clock
         self._now = clock.now_ns
         self._rng = rng
+        self._lookup = lookup
         self._elsewhere = Elsewhere(
             marks=marks,
             stream_headers=stream_headers,
@@ -91,6 +96,22 @@ class Joining:
         flight.leader = x
         flight.task = asyncio.get_running_loop().create_task(self._run(flight, x, policy, digest))
         return flight
+
+    def ask_again(self, x: Exchange, policy: Policy, digest: bytes, why: str, asked: Any) -> None:
+        """Ask upstream what this request asked, for nobody in particular: a stale answer anew, or to check one that was
+        given for another question (`asked`)."""
+        key = (digest, x.stream, x.asked_usage)
+        if self.flights.find(key) is not None:
+            return
+        assert x.route is not None
+        now = self._now()
+        again = msgspec.structs.replace(
+            x, id=f"{x.id}-{why}", started_ns=now, deadline_ns=now + x.route.total_ms * 1_000_000, cache=MISS,
+            saved=None, finish="", attempts=[], cuts=[], trace=None, first_content_ns=0, status=0, metadata=False,
+        )  # fmt: skip
+        flight = self.begin(again, policy, digest, key, policy.shares, pinned=True)
+        flight.left = True
+        flight.asked = asked
 
     async def _run(self, flight: Flight, x: Exchange, policy: Policy, digest: bytes) -> None:
         """The call itself, or another worker's answer in its place."""
@@ -233,6 +254,9 @@ class Joining:
                 kept = self._memory.put(entry, began)
                 self._time("turnout_cache_backend_seconds", ("memory", "put"), (self._now() - began) / 1e9)
                 self._count("turnout_cache_stores_total", (entry.route, "kept" if kept else "too_large"))
+                asked = flight.asked
+                if asked is not None and self._lookup is not None and self._lookup.learn(asked, entry):
+                    self.ask_again(x, policy, digest, "recheck", asked)
         finally:
             tier = self._tier
             if tier is not None and tier.hopeful and (lease is not None or entry is not None):

@@ -19,7 +19,11 @@ except ImportError as exc:
 if _built is not None:
     Counters: Any = _built.Counters
     FieldScanner: Any = _built.FieldScanner
+    Lexicon: Any = _built.Lexicon
+    Said: Any = _built.Said
     StreamScanner: Any = _built.StreamScanner
+    Tally: Any = _built.Tally
+    Verifier: Any = _built.Verifier
     canonical: Any = _built.canonical
     read_answer: Any = _built.read_answer
     read_usage: Any = _built.read_usage
@@ -27,8 +31,10 @@ else:
     from .twin.answer import read_answer, read_usage  # noqa: F401
     from .twin.canonical import canonical  # noqa: F401
     from .twin.counters import Counters  # noqa: F401
+    from .twin.meaning import Lexicon, Said, Verifier  # noqa: F401
     from .twin.scan import FieldScanner  # noqa: F401
     from .twin.sse import StreamScanner  # noqa: F401
+    from .twin.tally import Tally  # noqa: F401
 
 # Whether processes may count in the same memory: the twin's operations are whole within one process only.
 shares = _built is not None

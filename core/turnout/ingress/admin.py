@@ -1,8 +1,8 @@
 """The admin listener: a second socket with a key of its own, answered by the supervisor for all workers.
 
 GET /healthz, GET /metrics (Prometheus), GET /admin/status, POST /admin/reload, GET /admin/routes and /admin/routes/NAME
-(what each worker would do with a request now), GET /admin/cache (hits by route and tenant), POST /admin/cache/purge
-(`dry=false` does it). A data key opens none of them.
+(what each worker would do with a request now), GET /admin/cache (hits by route and tenant), GET
+/admin/cache/semantic (what each worker's meters know), POST /admin/cache/purge (`dry=false` does it). A data key opens none of them.
 """
 
 import asyncio
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 HEAD_S = 5.0
 MOST_HEAD = 16 * 1024
 MOST_CONNECTIONS = 64
+ASK_S = 5.0
 PURGE_S = 30.0  # how long workers have to look through their caches
 
 
@@ -98,6 +99,12 @@ class Admin:
             return await self._explain(unquote(path.removeprefix("/admin/routes/")), url.query)
         if (method, path) == ("GET", "/admin/cache"):
             return 200, b"application/json", msgspec.json.encode(cache_view(await self._supervisor.snapshot()))
+        if (method, path) == ("GET", "/admin/cache/semantic"):
+            entry = dict(parse_qsl(url.query)).get("entry", "")
+            if entry and (said := Purge(entry=entry).wrong()):
+                return _error(400, said, "bad_query")
+            views = await self._supervisor.ask("semantic", entry, ASK_S)
+            return 200, b"application/json", msgspec.json.encode(_by_worker(views))
         if (method, path) == ("POST", "/admin/cache/purge"):
             return await self._purge(url.query)
         return _error(404, f"unknown request URL: {method[:20]} {path[:200]}", "unknown_url")
@@ -128,7 +135,8 @@ class Admin:
         if said := what.wrong():
             return _error(400, said, "bad_query")
         reports = await self._supervisor.ask("purge", msgspec.to_builtins(what), PURGE_S)
-        total = {name: sum(report[name] for report in reports.values()) for name in ("entries", "bytes")}
+        names = ("entries", "bytes", "questions")
+        total = {name: sum(report.get(name, 0) for report in reports.values()) for name in names}
         return 200, b"application/json", msgspec.json.encode({"dry": what.dry, **total, "workers": len(reports)})
 
     def _may(self, headers: dict[str, str]) -> bool:

@@ -1,5 +1,5 @@
-//! Kernels: bytes in, bytes or numbers out; no callbacks, no I/O. `answer`, `canonical`, `counters`, `scan` and `sse`
-//! have a twin of the same name in `turnout/twin/`; `chunk`, `json` and `lines` are what they are made of.
+//! Kernels: bytes in, bytes or numbers out; no callbacks, no I/O. `answer`, `canonical`, `counters`, `meaning`, `scan`, `sse`
+//! and `tally` have a twin of the same name in `turnout/twin/`; `chunk`, `json`, `lines` and `pack` are what they are made of.
 
 pub mod answer;
 pub mod canonical;
@@ -7,5 +7,8 @@ pub mod chunk;
 pub mod counters;
 pub mod json;
 pub mod lines;
+pub mod meaning;
+pub mod pack;
 pub mod scan;
 pub mod sse;
+pub mod tally;
