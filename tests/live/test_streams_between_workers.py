@@ -199,6 +199,30 @@ def test_the_call_ends_when_nobody_on_any_worker_wants_it(gateway: Gateway, a: F
     uvloop.run(run())
 
 
+def test_a_tool_call_that_was_shown_is_not_made_twice(gateway: Gateway, a: FaultServer) -> None:
+    """Calls are shown whole: the turn is asked for again, and what it makes again is left out."""
+    assert Gateway.wait_for(lambda: ready(gateway), 20)
+    before = a.requests
+
+    async def run() -> list[Read]:
+        reads = await many(gateway, a, body("calls", "killed in calls", True, tools=[{"type": "function", "function": {"name": "f0"}}]))
+        asked_by = a.seen[-1]
+        await until(lambda: all(b"tool_calls" in read.data for read in reads))
+        os.kill(await asyncio.to_thread(holder, gateway, asked_by.peer_port), signal.SIGKILL)
+        await all_of(reads)
+        return reads
+
+    reads = uvloop.run(run())
+    whole = [read for read in reads if not read.lost]
+    assert 0 < len(whole) < len(reads)
+    assert a.requests == before + 2
+    for read in whole:
+        calls = [call for event in read.answer.body.split(b"\n\n") if event.startswith(b"data: {") for choice in json.loads(event[6:])["choices"] for call in choice["delta"].get("tool_calls") or ()]
+        assert [(call["index"], call["function"]["name"]) for call in calls] == [(0, "get_weather"), (1, "get_time")]
+        assert all(isinstance(json.loads(call["function"]["arguments"]), dict) for call in calls)
+        assert read.data.count(b"[DONE]") == 1 and b"error" not in read.data
+
+
 @pytest.mark.parametrize("after", range(len(TOKENS) + 2))
 def test_the_asking_worker_may_be_killed_at_any_event(gateway: Gateway, a: FaultServer, after: int) -> None:
     """Its own clients lose their connections. The others have their first tokens already and get the rest of the answer."""
