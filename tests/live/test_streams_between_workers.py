@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +15,9 @@ import uvloop
 from faults.conftest import said
 from faults.server import TEXT, TOKENS, FaultServer
 from live.test_shared_cache import holder, ready
-from support.crowd import Answer, body
+from support.crowd import Answer, body, crowd
 from support.gateway import KEY, Gateway, config
+from turnout.account.ledger import rows
 
 WORKERS = 4
 GAP_S = 0.25
@@ -197,6 +199,52 @@ def test_the_call_ends_when_nobody_on_any_worker_wants_it(gateway: Gateway, a: F
         await until(lambda: a.cancelled == cancelled + 1)
 
     uvloop.run(run())
+
+
+def test_what_a_dead_worker_was_asking_for_is_booked_by_who_goes_on(gateway: Gateway, a: FaultServer) -> None:
+    assert Gateway.wait_for(lambda: ready(gateway), 20)
+
+    async def run() -> list[Read]:
+        reads = await many(gateway, a, body("slowly", "who pays", True))
+        asked_by = a.seen[-1]
+        await until(lambda: all(TOKENS[3].encode() in read.data for read in reads))
+        os.kill(await asyncio.to_thread(holder, gateway, asked_by.peer_port), signal.SIGKILL)
+        await all_of(reads)
+        return [read for read in reads if not read.lost]
+
+    ids = {read.answer.headers["x-request-id"] for read in uvloop.run(run())}
+    found = Gateway.wait_for(lambda: (r := [row for row in rows(gateway.state) if row.request_id in ids]) and len(r) == len(ids) + 1 and r)
+    paid = sorted((row for row in found if row.cause != "cache"), key=lambda row: row.attempt)
+    assert [(row.cause, row.served, row.reason) for row in paid] == [("first", False, "interrupted"), ("cut-over", True, "")]
+    assert len({row.request_id for row in paid}) == 1
+    assert all(row.cost_nanos > 0 and row.completion_tokens > 0 for row in paid)
+    assert gateway.metric("turnout_breaker_opens_total") == 0, "no provider is to blame"
+
+
+def test_a_board_that_dies_in_the_middle_costs_nobody_the_rest(gateway: Gateway, a: FaultServer) -> None:
+    assert Gateway.wait_for(lambda: ready(gateway), 20)
+    before = a.requests
+    assert gateway.process is not None
+    children = Path(f"/proc/{gateway.process.pid}/task/{gateway.process.pid}/children").read_text().split()
+    (board,) = [int(pid) for pid in children if b"board_process" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+    async def run() -> list[Read]:
+        reads = await many(gateway, a, body("slowly", "without a board", True))
+        await until(lambda: all(TOKENS[3].encode() in read.data for read in reads))
+        os.kill(board, signal.SIGKILL)
+        await all_of(reads)
+        return reads
+
+    for read in uvloop.run(run()):
+        assert not read.lost and said(read.answer.body) == TEXT
+    assert before + 1 < a.requests <= before + WORKERS
+
+    def shares_again() -> bool:
+        once = a.requests
+        asked = body("slowly", f"again {time.monotonic()}", False)
+        return [crowd(gateway, asked, 1) for _ in range(8)] != [] and a.requests == once + 1
+
+    assert Gateway.wait_for(shares_again, 20)
 
 
 def test_a_tool_call_that_was_shown_is_not_made_twice(gateway: Gateway, a: FaultServer) -> None:
