@@ -17,7 +17,7 @@ from .cache.needs import Meter
 from .cache.policy import Policy
 from .cache.pouring import Tail, ended, kind_of
 from .cache.replay import as_stream
-from .cache.tier import NOTHING, WAIT_MS, Lease, Tier, answer_key, unpack
+from .cache.tier import LEASE_MS, NOTHING, WAIT_MS, Lease, Tier, answer_key, unpack
 from .clock import Clock
 from .exchange import Exchange, Headers, Saved
 from .marks import Marks
@@ -153,7 +153,7 @@ class Elsewhere:
                 await asyncio.wait((reading,), timeout=STREAM_SAYS_S)
                 tail.refused = tail.refused or not tail.heard  # who asks now asks for something else
                 if tail.heard:
-                    await reading
+                    await self._until_silent(tail, reading)
                 return None
             await asyncio.wait((reading, waiting), return_when=asyncio.FIRST_COMPLETED)
             if tail.begun:
@@ -161,13 +161,21 @@ class Elsewhere:
                 if waiting.done() and waiting.result():
                     await asyncio.wait((reading,), timeout=STREAM_SAYS_S)
                 else:
-                    await reading
+                    await self._until_silent(tail, reading)
                 return None
             return await waiting if not reading.done() or tail.refused else None
         finally:
             for task in (reading, waiting):
                 task.cancel()
             await asyncio.wait((reading, waiting))
+
+    @staticmethod
+    async def _until_silent(tail: Tail, reading: asyncio.Task[None]) -> None:
+        """Until it is over, or nothing came for as long as a lease lasts: then it is looked who asks."""
+        news = -1
+        while not reading.done() and news != tail.news:
+            news = tail.news
+            await asyncio.wait((reading,), timeout=LEASE_MS / 1000)
 
     # ---- a whole answer
 

@@ -221,6 +221,28 @@ def test_what_a_dead_worker_was_asking_for_is_booked_by_who_goes_on(gateway: Gat
     assert gateway.metric("turnout_breaker_opens_total") == 0, "no provider is to blame"
 
 
+def test_an_asking_worker_that_stands_still_is_gone_on_for(gateway: Gateway, a: FaultServer) -> None:
+    """Its lease runs out; when it comes to again it ends its own clients' streams."""
+    assert Gateway.wait_for(lambda: ready(gateway), 20)
+
+    async def run() -> list[Read]:
+        reads = await many(gateway, a, body("slowly", "stands still", True))
+        asked_by = a.seen[-1]
+        await until(lambda: all(TOKENS[3].encode() in read.data for read in reads))
+        stopped = await asyncio.to_thread(holder, gateway, asked_by.peer_port)
+        os.kill(stopped, signal.SIGSTOP)
+        try:
+            await until(lambda: sum(read.ended > 0 for read in reads) > 1)
+            await asyncio.sleep(2)
+        finally:
+            os.kill(stopped, signal.SIGCONT)
+        await all_of(reads)
+        return reads
+
+    for read in uvloop.run(run()):
+        assert not read.lost and said(read.answer.body) == TEXT
+
+
 def test_a_board_that_dies_in_the_middle_costs_nobody_the_rest(gateway: Gateway, a: FaultServer) -> None:
     assert Gateway.wait_for(lambda: ready(gateway), 20)
     before = a.requests
