@@ -17,7 +17,7 @@ from .cache.needs import Meter
 from .cache.policy import Policy
 from .cache.pouring import Tail, ended, kind_of
 from .cache.replay import as_stream
-from .cache.tier import NOTHING, WAIT_MS, Lease, Tier, answer_key, unpack
+from .cache.tier import LEASE_MS, NOTHING, WAIT_MS, Lease, Tier, answer_key, unpack
 from .clock import Clock
 from .exchange import Exchange, Headers, Saved
 from .marks import Marks
@@ -71,11 +71,10 @@ class Elsewhere:
         """Whether the answer came from elsewhere: then the flight has it. False: it is ours to ask; where the flight has
         begun, to go on with."""
         began = self._now()
-        waited = False
+        waited = useless = False
         tail = self._tail(flight, x, lease, began)
         while True:
-            # In this order on one connection: what comes between the two is seen.
-            mine, value = await asyncio.gather(lease.take(), self._get(policy, lease))
+            mine, value = await self._take(lease, policy.exact is not None and not useless)
             if mine and value is None and (waited or lease.late):
                 # Who had it before us has most likely answered: look twice.
                 value = await lease.tier.get(lease.answer)
@@ -85,6 +84,9 @@ class Elsewhere:
                 lease.done()
                 await lease.release()
                 break
+            if mine is False and value is not None and not useless and not flight.status:
+                useless = True  # it is stale, or garbage: then it is no reason to leave the lease
+                continue
             if mine is not False:
                 if mine and policy.exact is None:
                     await lease.tier.delete(lease.answer)  # what was handed on before is nobody's any more
@@ -107,8 +109,7 @@ class Elsewhere:
                 break
             if self._now() > x.deadline_ns:
                 break
-            if not value:
-                await asyncio.sleep(0.002)
+            await asyncio.sleep(0.02 if value else 0.002)
         if not flight.status:
             x.upstream_ns += self._now() - began
         if entry is None:
@@ -152,7 +153,7 @@ class Elsewhere:
                 await asyncio.wait((reading,), timeout=STREAM_SAYS_S)
                 tail.refused = tail.refused or not tail.heard  # who asks now asks for something else
                 if tail.heard:
-                    await reading
+                    await self._until_silent(tail, reading)
                 return None
             await asyncio.wait((reading, waiting), return_when=asyncio.FIRST_COMPLETED)
             if tail.begun:
@@ -160,7 +161,7 @@ class Elsewhere:
                 if waiting.done() and waiting.result():
                     await asyncio.wait((reading,), timeout=STREAM_SAYS_S)
                 else:
-                    await reading
+                    await self._until_silent(tail, reading)
                 return None
             return await waiting if not reading.done() or tail.refused else None
         finally:
@@ -168,15 +169,23 @@ class Elsewhere:
                 task.cancel()
             await asyncio.wait((reading, waiting))
 
+    @staticmethod
+    async def _until_silent(tail: Tail, reading: asyncio.Task[None]) -> None:
+        """Until it is over, or nothing came for as long as a lease lasts: then it is looked who asks."""
+        news = -1
+        while not reading.done() and news != tail.news:
+            news = tail.news
+            await asyncio.wait((reading,), timeout=LEASE_MS / 1000)
+
     # ---- a whole answer
 
-    async def _get(self, policy: Policy, lease: Lease) -> bytes | None:
-        if policy.exact is None:
-            return None
+    async def _take(self, lease: Lease, look: bool) -> tuple[bool | None, bytes | None]:
+        if not look:
+            return await lease.take(False)
         began = self._now()
-        value = await lease.tier.get(lease.answer)
+        taken = await lease.take(True)
         self._time("turnout_cache_backend_seconds", (lease.tier.name, "get"), (self._now() - began) / 1e9)
-        return value
+        return taken
 
     def _fresh(self, value: bytes | None, lease: Lease, x: Exchange) -> Entry | None:
         entry = self.read_shared(value, lease.digest, x) if value else None

@@ -20,7 +20,7 @@ from .cache.needs import Caller, Line, Lookup, Meter
 from .cache.policy import Policy
 from .cache.pouring import Pouring, kind_of
 from .cache.sound import is_sound, usage_json
-from .cache.tier import HANDED_MS, MOST_BYTES, NOTHING, Lease, Tier, answer_key, hand_on, pack
+from .cache.tier import HANDED_MS, MOST_BYTES, NOTHING, Lease, Tier, pack
 from .clock import Clock
 from .elsewhere import OWN_HEADERS, SHARED, Elsewhere
 from .errors import Fault
@@ -262,13 +262,13 @@ class Joining:
             tier = self._tier
             if tier is not None and tier.hopeful and (lease is not None or entry is not None):
                 now = self._now()
-                key = answer_key(tier, policy.tag(x), digest)
+                lease = lease or Lease(tier, policy.tag(x), digest)
                 if entry is not None and len(entry.body) <= MOST_BYTES:
                     life_ms = (entry.dead_ns - now) // 1_000_000 if policy.exact is not None else HANDED_MS
-                    await hand_on(tier, key, pack(entry, now, self._clock.wall_ns()), max(1, life_ms))
+                    await lease.hand_on(pack(entry, now, self._clock.wall_ns()), max(1, life_ms))
                     self._time("turnout_cache_backend_seconds", (tier.name, "put"), (self._now() - now) / 1e9)
-                elif lease is not None and lease.mine:
-                    await hand_on(tier, key, NOTHING, 20)
+                elif lease.mine:
+                    await lease.hand_on(NOTHING, 20)
             if lease is not None:
                 await lease.release()
 

@@ -8,8 +8,10 @@ from .asking import Asking
 from .errors import Fault
 from .exchange import Attempt, Exchange, Target
 from .route.attempts import Attempts
+from .stream.calls import Calls
 from .stream.reader import StreamReader
 from .stream.relay import Relay
+from .stream.splice import Splice
 from .streaming import Client, Passage
 
 OPENING = 64 * 1024  # bytes in which a chunk shows what the client knows the stream by
@@ -41,6 +43,13 @@ class TakenOver(Passage):
         x.attempts.append(Attempt(target.provider, target.account, target.model or x.own_model, "first", x.head_ns))
         super().__init__(asking, x, client, relay, target)
         self._taken = True
+        assert x.route is not None
+        if x.route.stream.tool_calls == "hold":
+            # What was shown of calls are whole ones: the turn can be had again if it makes the same.
+            calls = Calls(self._sent)
+            self._splice = Splice(calls=calls)
+            self._splice.feed(b"".join(said), now)
+            calls.passing = calls.passing or calls.since_ns > 0  # but for one that had been let go
 
     async def _move(self) -> Fault | None:
         if not self._taken:

@@ -104,6 +104,43 @@ def test_a_lease_is_one_owners_until_he_gives_it_back_or_dies(server: RedisServe
     uvloop.run(run())
 
 
+def test_a_lease_and_the_answer_it_is_for_are_taken_and_handed_on_in_one_go(server: RedisServer) -> None:
+    async def run() -> None:
+        async with depot(server.url) as a, depot(server.url) as b:
+            lease, answer = a.key("t", "lease"), a.key("t", "answer")
+            assert await a.take(lease, b"one", 60_000, answer) == (True, None)
+            assert await a.take(lease, b"one", 60_000, answer) == (True, None)  # its own
+            assert await b.take(lease, b"two", 60_000, answer) == (False, None)
+            waiting = asyncio.ensure_future(b.wait(answer, 20_000))
+            await until(lambda: server.ask("PUBSUB", "NUMSUB", answer) == [answer, 1])
+            assert await a.hand(lease, b"one", answer, b"value", 60_000)
+            assert await waiting == b"value"
+            assert 0 < server.ask("PTTL", answer) <= 60_000
+            assert await b.take(lease, b"two", 60_000, answer) == (False, b"value")
+            assert server.ask("EXISTS", lease) == 0, "given back, and left where it is"
+            assert await a.hand(lease, b"nobody", answer, b"other", 60_000)
+            assert await a.get(answer) == b"other"
+            assert not a.errors and not b.errors
+            # What is none of ours there is nothing, and the lease is to be had.
+            for n, spoil in enumerate((lambda: server.ask("SET", answer, "garbage"), lambda: server.ask("DEL", answer) or server.ask("RPUSH", answer, "x"))):
+                spoil()
+                assert await a.take(lease, b"%d" % n, 60_000, answer) == (True, None)
+                assert await a.release(lease, b"%d" % n)
+                server.ask("DEL", answer)
+            assert a.errors == {"garbage": 1}
+            # Where there is no room the lease is given back all the same.
+            assert await a.take(lease, b"one", 60_000, answer) == (True, None)
+            server.ask("CONFIG", "SET", "maxmemory", "1", "maxmemory-policy", "noeviction")
+            assert not await a.hand(lease, b"one", answer, b"value", 60_000)
+            assert server.ask("EXISTS", lease) == 0
+            assert await a.take(lease, b"one", 60_000, answer) == (None, None)
+            assert a.errors == {"garbage": 1, "full": 2}
+            server.ask("CONFIG", "SET", "maxmemory", "0")
+            assert not await a.hand(lease, b"one", answer, b"x" * (MOST_VALUE_BYTES + 1), 60_000)
+
+    uvloop.run(run())
+
+
 def test_who_waits_is_woken_when_the_value_is_there(server: RedisServer) -> None:
     async def run() -> None:
         async with depot(server.url) as a, depot(server.url) as b:

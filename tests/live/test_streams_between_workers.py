@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +15,9 @@ import uvloop
 from faults.conftest import said
 from faults.server import TEXT, TOKENS, FaultServer
 from live.test_shared_cache import holder, ready
-from support.crowd import Answer, body
+from support.crowd import Answer, body, crowd
 from support.gateway import KEY, Gateway, config
+from turnout.account.ledger import rows
 
 WORKERS = 4
 GAP_S = 0.25
@@ -197,6 +199,98 @@ def test_the_call_ends_when_nobody_on_any_worker_wants_it(gateway: Gateway, a: F
         await until(lambda: a.cancelled == cancelled + 1)
 
     uvloop.run(run())
+
+
+def test_what_a_dead_worker_was_asking_for_is_booked_by_who_goes_on(gateway: Gateway, a: FaultServer) -> None:
+    assert Gateway.wait_for(lambda: ready(gateway), 20)
+
+    async def run() -> list[Read]:
+        reads = await many(gateway, a, body("slowly", "who pays", True))
+        asked_by = a.seen[-1]
+        await until(lambda: all(TOKENS[3].encode() in read.data for read in reads))
+        os.kill(await asyncio.to_thread(holder, gateway, asked_by.peer_port), signal.SIGKILL)
+        await all_of(reads)
+        return [read for read in reads if not read.lost]
+
+    ids = {read.answer.headers["x-request-id"] for read in uvloop.run(run())}
+    found = Gateway.wait_for(lambda: (r := [row for row in rows(gateway.state) if row.request_id in ids]) and len(r) == len(ids) + 1 and r)
+    paid = sorted((row for row in found if row.cause != "cache"), key=lambda row: row.attempt)
+    assert [(row.cause, row.served, row.reason) for row in paid] == [("first", False, "interrupted"), ("cut-over", True, "")]
+    assert len({row.request_id for row in paid}) == 1
+    assert all(row.cost_nanos > 0 and row.completion_tokens > 0 for row in paid)
+    assert gateway.metric("turnout_breaker_opens_total") == 0, "no provider is to blame"
+
+
+def test_an_asking_worker_that_stands_still_is_gone_on_for(gateway: Gateway, a: FaultServer) -> None:
+    """Its lease runs out; when it comes to again it ends its own clients' streams."""
+    assert Gateway.wait_for(lambda: ready(gateway), 20)
+
+    async def run() -> list[Read]:
+        reads = await many(gateway, a, body("slowly", "stands still", True))
+        asked_by = a.seen[-1]
+        await until(lambda: all(TOKENS[3].encode() in read.data for read in reads))
+        stopped = await asyncio.to_thread(holder, gateway, asked_by.peer_port)
+        os.kill(stopped, signal.SIGSTOP)
+        try:
+            await until(lambda: sum(read.ended > 0 for read in reads) > 1)
+            await asyncio.sleep(2)
+        finally:
+            os.kill(stopped, signal.SIGCONT)
+        await all_of(reads)
+        return reads
+
+    for read in uvloop.run(run()):
+        assert not read.lost and said(read.answer.body) == TEXT
+
+
+def test_a_board_that_dies_in_the_middle_costs_nobody_the_rest(gateway: Gateway, a: FaultServer) -> None:
+    assert Gateway.wait_for(lambda: ready(gateway), 20)
+    before = a.requests
+    assert gateway.process is not None
+    children = Path(f"/proc/{gateway.process.pid}/task/{gateway.process.pid}/children").read_text().split()
+    (board,) = [int(pid) for pid in children if b"board_process" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+    async def run() -> list[Read]:
+        reads = await many(gateway, a, body("slowly", "without a board", True))
+        await until(lambda: all(TOKENS[3].encode() in read.data for read in reads))
+        os.kill(board, signal.SIGKILL)
+        await all_of(reads)
+        return reads
+
+    for read in uvloop.run(run()):
+        assert not read.lost and said(read.answer.body) == TEXT
+    assert before + 1 < a.requests <= before + WORKERS
+
+    def shares_again() -> bool:
+        once = a.requests
+        asked = body("slowly", f"again {time.monotonic()}", False)
+        return [crowd(gateway, asked, 1) for _ in range(8)] != [] and a.requests == once + 1
+
+    assert Gateway.wait_for(shares_again, 20)
+
+
+def test_a_tool_call_that_was_shown_is_not_made_twice(gateway: Gateway, a: FaultServer) -> None:
+    """Calls are shown whole: the turn is asked for again, and what it makes again is left out."""
+    assert Gateway.wait_for(lambda: ready(gateway), 20)
+    before = a.requests
+
+    async def run() -> list[Read]:
+        reads = await many(gateway, a, body("calls", "killed in calls", True, tools=[{"type": "function", "function": {"name": "f0"}}]))
+        asked_by = a.seen[-1]
+        await until(lambda: all(b"tool_calls" in read.data for read in reads))
+        os.kill(await asyncio.to_thread(holder, gateway, asked_by.peer_port), signal.SIGKILL)
+        await all_of(reads)
+        return reads
+
+    reads = uvloop.run(run())
+    whole = [read for read in reads if not read.lost]
+    assert 0 < len(whole) < len(reads)
+    assert a.requests == before + 2
+    for read in whole:
+        calls = [call for event in read.answer.body.split(b"\n\n") if event.startswith(b"data: {") for choice in json.loads(event[6:])["choices"] for call in choice["delta"].get("tool_calls") or ()]
+        assert [(call["index"], call["function"]["name"]) for call in calls] == [(0, "get_weather"), (1, "get_time")]
+        assert all(isinstance(json.loads(call["function"]["arguments"]), dict) for call in calls)
+        assert read.data.count(b"[DONE]") == 1 and b"error" not in read.data
 
 
 @pytest.mark.parametrize("after", range(len(TOKENS) + 2))

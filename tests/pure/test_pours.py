@@ -84,6 +84,17 @@ def test_all_hear_of_a_death_behind_the_same_beginning(board: Board) -> None:
     assert p.bytes == 0 and not p._pours
 
 
+def test_a_holder_that_lost_its_lease_is_as_good_as_dead(board: Board) -> None:
+    p = board.pours
+    p.follow("a", 1, KEY, KIND, "h")
+    p.pour("h", KEY, KIND, 1, [b"one"], False)
+    board.said()
+    p.follow("b", 2, KEY, KIND, "i")
+    assert board.said() == [("a", 1, GONE), ("i", 0, [KEY, KIND, 2])]
+    p.pour("h", KEY, KIND, 1, [b"back again"], False)
+    assert board.said() == [] and p.bytes == 0
+
+
 def test_what_is_kept_for_late_ones_is_bounded(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
     p = board.pours
     p.follow("a", 1, KEY, KIND, "h")
@@ -213,6 +224,53 @@ def test_the_next_who_pours_is_read_from_where_the_last_one_stopped() -> None:
         assert await told(there) == b"onetwothree"
 
     asyncio.run(run())
+
+
+def test_one_that_has_another_beginning_is_not_read_on() -> None:
+    async def run() -> None:
+        there = Flights().begin("k", True)
+        tail = Tail(Wires("nobody"), KEY, KIND, there, lambda headers: headers)
+        for text in (b"onetwo", b"onetwXthree"):
+            wires = tail._live = Wires("h")
+            here = Flights().begin("k", True)
+            here.leader = Leader()
+            Pouring(wires, KEY, KIND, here)
+            here.join()
+            await here.start(200, [])
+            for i in range(0, len(text), 4):
+                here.write(text[i : i + 4])
+            running = asyncio.create_task(tail.run())
+            if text == b"onetwo":
+                while tail.had < len(text):
+                    await asyncio.sleep(0)
+                wires.pours.forget("h")
+            await asyncio.wait_for(running, 20)
+        assert tail.refused and tail.had == 6
+        assert await told(there) == b"onetwo"
+
+    asyncio.run(run())
+
+
+def test_a_pour_that_fails_is_told_as_an_end_of_its_own() -> None:
+    async def run() -> None:
+        wires = Wires("h")
+        here, there = Flights().begin("k", True), Flights().begin("k", True)
+        here.leader = None  # whatever goes wrong
+        Pouring(wires, KEY, KIND, here)
+        await here.start(200, [])
+        here.write(b"one")
+        tail = Tail(wires, KEY, KIND, there, lambda headers: headers)
+        running = asyncio.create_task(tail.run())
+        while tail.had < 3:
+            await asyncio.sleep(0)
+        here.end(None)
+        await running
+        assert tail.end is None and not tail.refused
+
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(lambda loop, context: None)
+    loop.run_until_complete(run())
+    loop.close()
 
 
 @pytest.mark.parametrize(("kind", "theirs"), [("client_gone", True), ("draining", True), ("interrupted", False)])

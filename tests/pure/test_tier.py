@@ -71,6 +71,12 @@ class Store:
         self.owner = self.owner or owner
         return self.owner == owner if self.heard else None
 
+    async def take(self, key: bytes, owner: bytes, ttl_ms: int, answer: bytes) -> tuple[bool | None, bytes | None]:
+        return await self.lease(key, owner, ttl_ms), None
+
+    async def hand(self, key: bytes, owner: bytes, answer: bytes, value: bytes, ttl_ms: int) -> bool:
+        return bool(await self.release(key, owner))
+
     async def release(self, key: bytes, owner: bytes) -> bool | None:
         if self.owner == owner:
             self.owner = None
@@ -91,19 +97,19 @@ def test_one_of_two_has_the_lease_and_gives_it_back() -> None:
     async def run() -> None:
         store: Any = Store()
         one, two = Lease(store, "t", DIGEST), Lease(store, "t", DIGEST)
-        assert (await one.take(), await two.take()) == (True, False)
+        assert (await one.take(False), await two.take(False)) == ((True, None), (False, None))
         two.done()
         await two.release()
         assert store.owner is not None
         one.done()
         await one.release()
-        assert store.owner is None and await two.take()
+        assert store.owner is None and (await two.take(False))[0]
         two.done()
         # One that was taken, but whose answer did not come in time, is given back too.
         await two.release()
         store.heard = False
         three = Lease(store, "t", DIGEST)
-        assert await three.take() is None and store.owner is not None
+        assert await three.take(True) == (None, None) and store.owner is not None
         await three.release()
         assert store.owner is None
 
@@ -125,7 +131,7 @@ def test_for_a_crowd_a_silent_store_is_asked_again_for_a_while(waiting: int, sil
         store: Any = Slow()
         lease = Lease(store, "t", DIGEST, lambda: waiting)
         began = time.monotonic()
-        assert await lease.take() is mine
+        assert await lease.take(False) == (mine, None)
         assert lease.late == (waiting >= CROWD)
         assert (time.monotonic() - began > PATIENT_S) == (silent == 1 << 30)
         lease.done()

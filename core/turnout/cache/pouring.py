@@ -7,6 +7,7 @@ other (flight.py): so the call goes on for them when nobody is left here, and en
 import asyncio
 from collections.abc import Callable
 from typing import Any, Protocol
+from zlib import crc32
 
 import msgspec
 
@@ -71,6 +72,7 @@ class Pouring:
     async def _pour(self, number: int) -> None:
         flight = self._flight
         reader = flight.join()
+        end = End("internal", "", "", "", "", 0)
         try:
             while not flight.status and not flight.over:
                 await flight.wait(reader)
@@ -82,8 +84,10 @@ class Pouring:
                     break
                 else:
                     await flight.wait(reader)
-            self._say(number, [self._end()], over=True)
+            if not reader.slow:
+                end = self._end()
         finally:
+            self._say(number, [end], over=True)
             flight.leave(reader)
 
     def _say(self, number: int, pieces: list[Any], over: bool = False) -> None:
@@ -123,6 +127,8 @@ class Tail:
         self._flight = flight
         self._begin = begin
         self.had = 0  # bytes
+        self._sum = 0  # of them
+        self.news = 0  # lists of pieces
         self.begun = False
         self.heard = False  # of the worker that asks now
         self.refused = False
@@ -131,7 +137,7 @@ class Tail:
     async def run(self) -> None:
         """Hand on what comes. Returns when `end` is there, or when nothing more comes from this worker."""
         feed = self._live.follow(self._key, self._kind)
-        skip = self.had
+        skip, known = self.had, 0
         self.heard = False
         try:
             while True:
@@ -140,13 +146,22 @@ class Tail:
                     self.refused = pieces is False
                     return
                 self.heard = True
+                self.news += 1
                 for piece in pieces:
                     if isinstance(piece, bytes):
+                        if skip:
+                            known = crc32(piece[:skip], known)
                         fresh = piece[skip:]
                         skip = max(0, skip - len(piece))
+                        if not fresh:
+                            continue
+                        if self.had and known not in (0, self._sum):
+                            self.refused = True  # it has another beginning: two went on, one of them was thought dead
+                            return
                         self.had += len(fresh)
-                        if fresh:
-                            self._flight.write(fresh)
+                        self._sum = crc32(fresh, self._sum)
+                        known = 0
+                        self._flight.write(fresh)
                     elif len(piece) == 2:
                         status, headers = piece
                         if status and not self._flight.status:

@@ -19,9 +19,9 @@ from .purge import Purge, purge
 
 # Longer than any pause of a loop, shorter than anybody likes to wait for a host that died. Renewed thrice in its time.
 LEASE_MS = 6_000
-# A store that does not answer in time gets this long when many wait for one answer: then a second upstream call for the
+# A store that does not answer in time gets this long when others wait for the same answer: then a second upstream call for the
 # same is dearer than waiting. With fewer its first silence counts.
-CROWD, PATIENT_S, LOOK_AGAIN_S = 4, 0.25, 0.005
+CROWD, PATIENT_S, LOOK_AGAIN_S = 2, 0.5, 0.002
 WAIT_MS = 1_500  # for another's answer, before it is looked again who is asking
 HANDED_MS = 2_000  # how long an answer that is not kept waits for those who were promised it
 MOST_BYTES = 1_000_000  # of a shared answer
@@ -42,6 +42,12 @@ class Leases(Protocol):
     async def set(self, key: bytes, value: bytes, ttl_ms: int, tell: bool = False) -> bool: ...
     async def wait(self, key: bytes, timeout_ms: int) -> bytes | None: ...
     async def lease(self, key: bytes, owner: bytes, ttl_ms: int) -> bool | None: ...
+    async def take(self, key: bytes, owner: bytes, ttl_ms: int, answer: bytes) -> tuple[bool | None, bytes | None]:
+        """`lease`, and the value of `answer`: what comes between the two is seen. Where there is a value the lease may be left."""
+
+    async def hand(self, key: bytes, owner: bytes, answer: bytes, value: bytes, ttl_ms: int) -> bool:
+        """`set`, and tell who waits; once it is stored `release` too."""
+
     async def release(self, key: bytes, owner: bytes) -> bool | None: ...
 
 
@@ -64,12 +70,6 @@ def answer_key(tier: Tier, tag: str, digest: bytes) -> bytes:
     return tier.key(tag, "answer", digest.hex())
 
 
-async def hand_on(tier: Tier, key: bytes, value: bytes, ttl_ms: int) -> None:
-    """Put it there for those who wait, later if that is only not possible just now."""
-    while not await tier.set(key, value, ttl_ms, tell=True) and tier.hopeful and not tier.up:
-        await asyncio.sleep(LOOK_AGAIN_S)
-
-
 class Lease:
     """The right to ask for one answer, among all workers and hosts. It is renewed until `done`."""
 
@@ -84,37 +84,52 @@ class Lease:
         self.key = tier.key(tag, "lease", digest.hex())
         self._owner = os.urandom(12)
         self._asked = False
-        self._renewing: asyncio.Task[None] | None = None
+        self._renewal: asyncio.TimerHandle | None = None
+        self._renewing: asyncio.Task[bool | None] | None = None
 
-    async def take(self) -> bool | None:
-        """True: ours. False: another's. None: there is nobody to ask."""
+    async def take(self, look: bool) -> tuple[bool | None, bytes | None]:
+        """True: ours. False: another's, or left where it is. None: there is nobody to ask. `look`: and what is kept, None
+        if there is nothing."""
         loop = asyncio.get_running_loop()
         self._asked = True
         end = loop.time() + PATIENT_S
         while True:
-            mine = await self.tier.lease(self.key, self._owner, LEASE_MS)
+            value = None
+            if look:
+                mine, value = await self.tier.take(self.key, self._owner, LEASE_MS, self.answer)
+            else:
+                mine = await self.tier.lease(self.key, self._owner, LEASE_MS)
             if mine is not None or not self.tier.hopeful or loop.time() > end:
                 break
-            if not self.tier.up:
-                await asyncio.sleep(LOOK_AGAIN_S)  # of a crowd the others come now
+            await asyncio.sleep(LOOK_AGAIN_S)  # of a crowd the others come now
             if self._waiting() < CROWD:
                 break
             self.late = True
         self._asked = mine is None  # it may be ours without our knowing
         if mine:
             self.mine = True
-            self._renewing = loop.create_task(self._renew())
-        return mine
+            self._renewal = loop.call_later(LEASE_MS / 3000, self._renew)
+        return mine, value
 
-    async def _renew(self) -> None:
-        while True:
-            await asyncio.sleep(LEASE_MS / 3000)
-            await self.tier.lease(self.key, self._owner, LEASE_MS)
+    def _renew(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._renewal = loop.call_later(LEASE_MS / 3000, self._renew)
+        self._renewing = loop.create_task(self.tier.lease(self.key, self._owner, LEASE_MS))
 
     def done(self) -> None:
         """The call is over; who waits may still have to be told, then `release`."""
-        if self._renewing is not None:
-            self._renewing.cancel()
+        if self._renewal is not None:
+            self._renewal.cancel()
+
+    async def hand_on(self, value: bytes, ttl_ms: int) -> None:
+        """Put the answer there for those who wait, later if that is only not possible just now."""
+        tier = self.tier
+        while not (handed := await tier.hand(self.key, self._owner, self.answer, value, ttl_ms)):
+            if tier.up or not tier.hopeful:
+                break
+            await asyncio.sleep(LOOK_AGAIN_S)
+        if handed:
+            self.mine = self._asked = False
 
     async def release(self) -> None:
         if self.mine or self._asked:
@@ -217,6 +232,7 @@ class OverRedis:
         self.set = depot.set
         self.wait = depot.wait
         self.lease = depot.lease
+        self.hand = depot.hand
         self.release = depot.release
 
     @property
@@ -231,6 +247,12 @@ class OverRedis:
     def live(self) -> None:
         """Between hosts the whole answer is handed on, at its end."""
         return None
+
+    async def take(self, key: bytes, owner: bytes, ttl_ms: int, answer: bytes) -> tuple[bool | None, bytes | None]:
+        if time.monotonic() < self._look_s:
+            return await self.depot.take(key, owner, ttl_ms, answer)
+        taken, _ = await asyncio.gather(self.depot.take(key, owner, ttl_ms, answer), self._look())
+        return taken
 
     async def get(self, key: bytes) -> bytes | None:
         if time.monotonic() < self._look_s:

@@ -89,6 +89,19 @@ class Board(asyncio.Protocol):
         mine: bool | None = await self._ask(ANSWER_S, "lease", key, owner, ttl_ms / 1000)
         return mine
 
+    async def take(self, key: bytes, owner: bytes, ttl_ms: int, answer: bytes) -> tuple[bool | None, bytes | None]:
+        """As `lease` and `get(answer)`, in this order."""
+        asked = self._ask(ANSWER_S, "lease", key, owner, ttl_ms / 1000), self._ask(ANSWER_S, "get", answer)
+        mine, value = await asyncio.gather(*asked)
+        return mine, value
+
+    async def hand(self, key: bytes, owner: bytes, answer: bytes, value: bytes, ttl_ms: int) -> bool:
+        """As `set(answer)` and `release`."""
+        stored = await self.set(answer, value, ttl_ms)
+        if stored:
+            self.send(0, "release", key, owner)
+        return stored
+
     async def release(self, key: bytes, owner: bytes) -> bool | None:
         mine: bool | None = await self._ask(ANSWER_S, "release", key, owner)
         return mine

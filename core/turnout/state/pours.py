@@ -41,6 +41,9 @@ class Pours:
         """Pieces come as answers to `number`, each a list; the last one is REFUSED or GONE, or says itself that it is the last."""
         name = key, kind
         pour = self._pours.get(name)
+        if pour is not None and holder is not None and pour.holder is not holder:
+            self._gone(name)  # it stood still for so long that the lease is another's
+            pour = None
         if pour is None and holder is not None and holder is not peer and self.bytes < MOST_ALL:
             self._made += 1
             pour = self._pours[name] = Pour(holder, self._made)
@@ -86,12 +89,16 @@ class Pours:
         """Its connection is gone."""
         for name, pour in list(self._pours.items()):
             if pour.holder is peer:
-                self._end(name)
-                for follower, number in pour.followers:
-                    self._say(follower, number, GONE)
+                self._gone(name)
             else:
                 for who, number in [follower for follower in pour.followers if follower[0] is peer]:
                     self.unfollow(who, number, *name)
+
+    def _gone(self, name: Name) -> None:
+        pour = self._pours[name]
+        self._end(name)
+        for follower, number in pour.followers:
+            self._say(follower, number, GONE)
 
     def _end(self, name: Name) -> None:
         self.bytes -= self._pours.pop(name).size
