@@ -2,8 +2,12 @@
 
 import itertools
 import json
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -245,6 +249,33 @@ def test_an_operator_may_look_at_an_entry(gateway: Gateway, client: httpx.Client
     assert (found["question"], found["route"], found["tenant"], found["hits"]) == (FIRST, "fast", "key:tester", 1)
     assert httpx.get(url + "xyz", headers=admin, trust_env=False).status_code == 400
     assert httpx.get(url + entry, trust_env=False).status_code == 401
+
+
+def test_the_calibration_is_a_picture(gateway: Gateway, client: httpx.Client, own: Any) -> None:
+    say(client, own, FIRST)
+    say(client, own, SAME)
+    url = gateway.admin_url + "/admin/cache/calibration?route="
+    admin = {"authorization": f"Bearer {ADMIN_KEY}"}
+    found = httpx.get(url + "fast&tenant=key:tester", headers=admin, trust_env=False)
+    assert (found.status_code, found.headers["content-type"], found.content[:8]) == (200, "image/png", b"\x89PNG\r\n\x1a\n")
+    assert [httpx.get(url + name, headers=admin, trust_env=False).status_code for name in ("off", "no", "fast&tenant=nobody")] == [404] * 3
+
+
+def test_the_command_line_shows_it_too(gateway: Gateway, client: httpx.Client, own: Any, tmp_path: Path) -> None:
+    say(client, own, FIRST)
+    entry = say(client, own, SAME).headers["x-turnout-cache-key"]
+
+    def cli(*args: str) -> subprocess.CompletedProcess[str]:
+        env = {**os.environ, "TURNOUT_ADMIN_KEY": ADMIN_KEY}
+        return subprocess.run([sys.executable, "-m", "turnout", "cache", "--admin", gateway.admin_url, *args], capture_output=True, text=True, timeout=30, env=env)
+
+    assert f'"question": "{FIRST}"' in cli("--semantic", "--entry", entry).stdout
+    assert '"wrong_rate"' in cli("--semantic").stdout
+    picture = tmp_path / "calibration.png"
+    assert cli("--calibration", str(picture), "--route", "fast").returncode == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert cli("--calibration", str(picture), "--route", "off").returncode == 1
+    assert cli("--semantic", "--key", "x").returncode == 2
 
 
 def test_it_is_there_after_a_restart(gateway: Gateway, own: Any) -> None:

@@ -85,6 +85,16 @@ def test_whose_it_is_says_the_route() -> None:
     assert [seen(share) for share in ("key", "tenant", "route")] == [3, 2, 1]
 
 
+def test_what_is_personal_stays_with_the_key() -> None:
+    def seen(text: str, **spec: Any) -> int:
+        by = questions(**spec)
+        return len({scope(ask(body(text), tenant, key, by)) for tenant, key in (("t", "a"), ("t", "b"), ("u", "c"))})
+
+    assert [seen("Where is MY order?", share=share) for share in ("key", "tenant", "route")] == [3, 3, 3]
+    assert [seen("Where is my order?", personal="share", share=share) for share in ("key", "tenant", "route")] == [3, 2, 1]
+    assert seen("Where is the mystery order?", share="route") == 1
+
+
 @pytest.mark.parametrize(
     "asked, why",
     [

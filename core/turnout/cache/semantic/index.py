@@ -18,6 +18,7 @@ import numpy
 
 DIMENSIONS = 256
 FLAT = 2_000
+MOST_FLAT = 8_000  # of so many only after a load from the books: nothing is found until there is a graph, in seconds
 NEAREST = 4
 _BLOCK = 256  # rows: a larger matrix is several, so that growing never copies more than one
 _LINKS, _EFFORT = 16, 100  # M and ef_construction: recall@1 of 1.0 at 10,000
@@ -78,6 +79,8 @@ class Index:
         asked = numpy.frombuffer(vector, numpy.float32)
         if self._graph is not None:
             return self._graph.nearest(asked, most, self.size)
+        if self.size > MOST_FLAT:
+            return []
         best: list[tuple[float, int]] = []
         for number, block in enumerate(self._blocks):
             used = min(self._rows - number * _BLOCK, _BLOCK)

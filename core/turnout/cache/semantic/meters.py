@@ -111,11 +111,17 @@ class Meters:
             )
         return out
 
-    def calibration(self) -> list[dict[str, Any]]:
-        """Of each namespace: by score, how many labels said right and wrong."""
+    def calibration(self, route: str, tenant: str) -> list[dict[str, Any]]:
+        """Of one route, and of one tenant if it is named: by score, how many labels said right and wrong."""
+        now = self._wall()
         return [
-            {"route": route, "tenant": tenant, "bins": room.meter.calibration(self._wall())}
-            for (tenant, route), room in sorted(self._rooms.items())
+            {
+                "tenant": who,
+                "threshold": room.meter.estimate(now).threshold,
+                "bins": room.meter.calibration(now),
+            }
+            for (who, where), room in sorted(self._rooms.items())
+            if where == route and tenant in ("", who)
         ]
 
     def seen(self) -> dict[str, dict[tuple[str, ...], float | list[float]]]:

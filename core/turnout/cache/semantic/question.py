@@ -9,7 +9,7 @@ import msgspec
 from ...exchange import Exchange
 from ...native import canonical
 from ..joined import joined
-from .spec import Semantic
+from .spec import PERSONAL, Semantic
 
 # Fields that make an answer more, or something else, than a text that the words ask for.
 LOOKED_AT = ("tools", "tool_choice", "functions", "logprobs", "modalities", "audio", "web_search_options", "prediction")
@@ -58,8 +58,8 @@ class Questions:
         self._partition = joined(b"semantic", version, partition)
         self._share = spec.share
         self._facts = facts
-        words = "|".join(re.escape(word) for word in sorted(spec.volatile, key=len, reverse=True))
-        self._volatile = re.compile(rf"(?<!\w)(?:{words})(?!\w)", re.IGNORECASE) if words else None
+        self._volatile = _any_of(spec.volatile)
+        self._personal = _any_of(PERSONAL if spec.personal == "key" else ())
 
     def of(self, x: Exchange, beta: bytes) -> Question | str:
         """The question; or why it is one that only its own answer answers. `beta`: of the headers that go upstream."""
@@ -87,12 +87,13 @@ class Questions:
             return "parts"
         if self._volatile is not None and self._volatile.search(text):
             return "volatile"
-        return Question(self._scope(x, earlier, beta), text)
+        own = self._personal is not None and self._personal.search(text) is not None
+        return Question(self._scope(x, earlier, beta, "key" if own else self._share), text)
 
-    def _scope(self, x: Exchange, earlier: list[msgspec.Raw], beta: bytes) -> bytes:
+    def _scope(self, x: Exchange, earlier: list[msgspec.Raw], beta: bytes, share: str) -> bytes:
         who = x.principal
         assert who is not None
-        owner = {"key": f"key:{who.tenant}:{who.name}", "tenant": f"tenant:{who.tenant}", "route": "route"}[self._share]
+        owner = {"key": f"key:{who.tenant}:{who.name}", "tenant": f"tenant:{who.tenant}", "route": "route"}[share]
         said = joined(
             self._partition,
             owner.encode(),
@@ -103,6 +104,14 @@ class Questions:
             canonical(b'{"m":[%b]}' % b",".join(map(bytes, earlier)), []) if earlier else b"",
         )
         return hashlib.sha256(said).digest()[:16]
+
+
+def _any_of(words: Sequence[str]) -> re.Pattern[str] | None:
+    """Any of them as a whole word, in any case."""
+    if not words:
+        return None
+    either = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
+    return re.compile(rf"(?<!\w)(?:{either})(?!\w)", re.IGNORECASE)
 
 
 def _is_idle(name: str, spans: tuple[int, ...], places: tuple[tuple[str, int], ...], body: bytes) -> bool:

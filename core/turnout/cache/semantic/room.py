@@ -67,10 +67,12 @@ class Room:
             **self.meters.seen(),
         }
 
-    def told(self, entry: str) -> dict[str, Any]:
-        """For the admin listener: all there is to see, or of one entry."""
-        if entry:
-            return {"entries": self._inspect(entry)}
+    def told(self, what: dict[str, str]) -> dict[str, Any]:
+        """For the admin listener: of one `entry`, the `calibration` of one route and tenant, or all there is to see."""
+        if what.get("entry"):
+            return {"entries": self._inspect(what["entry"])}
+        if "calibration" in what:
+            return {"calibration": self.meters.calibration(what["calibration"], what.get("tenant", ""))}
         return {
             "questions": self._scopes.items,
             "bytes": self._scopes.bytes,

