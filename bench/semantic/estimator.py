@@ -5,7 +5,7 @@
 
 A stream is four weeks of one namespace. Each request asks for an item of its scope; a candidate is near or not, right or
 wrong, and has a score; the meter says what is served and what is asked again; labels come later, from a comparer that errs
-and sometimes cannot say; what it finds wrong a second fresh answer has to confirm, as in the gateway, or else pairs of fresh
+and sometimes cannot say; what it finds wrong a second fresh answer has to confirm, as in the gateway, and pairs of fresh
 answers tell how often it errs. Ten times in each stream the interval is compared with the truth: wrong/all of the same
 exponential window, counted, not expected. Kinds of streams (`KINDS`) change the world on the way.
 
@@ -155,7 +155,7 @@ def stream(job: tuple[int, str, float, bool]) -> list[Window]:
         while late and late[0][0] <= i:
             _, at, *label = late.pop(0)
             meter.label(at, *label)
-            if not confirmed and label[-1] == "check" and meter.wants_pair(rng.random()):
+            if label[-1] == "check" and meter.wants_pair(rng.random()):
                 meter.pair(at, rng.random() >= world.noise)
         if (i + 1) * TENTHS // n > i * TENTHS // n:
             e = meter.estimate(now)
@@ -213,7 +213,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--budget", type=float, default=0.01)
-    parser.add_argument("--unconfirmed", action="store_true", help="pairs of fresh answers tell how the comparer errs")
+    parser.add_argument("--unconfirmed", action="store_true", help="no second answer confirms what is found wrong")
     parser.add_argument("--kind", choices=KINDS, action="append")
     args = parser.parse_args()
     windows = run(args.streams, args.jobs, args.seed, args.budget, tuple(args.kind or KINDS), not args.unconfirmed)

@@ -4,7 +4,7 @@ import json
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from turnout.cache.semantic.compare import MOST, answer_text, same_answer
@@ -109,17 +109,20 @@ def test_vectors_are_asked_only_where_words_leave_it_open() -> None:
 
 
 @given(st.text(max_size=200))
+@settings(deadline=None)
 def test_all_say_the_same_as_themselves(text: str) -> None:
     assert same_answer(text, text) is True
     assert same_answer(text, f"  {text}\n") in (True, None)
 
 
 @given(st.text(max_size=120), st.text(max_size=120))
+@settings(deadline=None)
 def test_either_way_round_is_the_same(a: str, b: str) -> None:
     assert same_answer(a, b) is same_answer(b, a)
 
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=9), lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=3), x, max_size=3), max_leaves=9))  # fmt: skip
+@settings(deadline=None)
 def test_json_is_compared_as_what_it_is(value: object) -> None:
     whole = {"value": value}
     assert same_answer(json.dumps(whole), json.dumps(whole, indent=3)) is True

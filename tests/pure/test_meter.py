@@ -327,7 +327,7 @@ def test_a_scope_that_is_oftener_wrong_is_stricter() -> None:
 
 
 @given(st.integers(0, 2**32), st.floats(0.0, 1.0), st.integers(0, 100), st.floats(0.01, 0.5))
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 def test_no_more_hits_are_asked_again_than_the_cap(seed: int, share: float, first: int, most: float) -> None:
     rng = Random(seed)
     meter = Meter(0.01, 0.9, check_share=share, most_share=most, first=first)
@@ -363,7 +363,7 @@ def test_a_share_of_none_asks_only_the_first_again() -> None:
 
 
 @given(st.integers(0, 2**32), st.integers(1, 40))
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 def test_no_window_sees_more_spent_than_allowed(seed: int, cost: int) -> None:
     rng = Random(seed)
     meter = Meter(0.01, 0.9, first=10**6, most_nanos=1_000, spend_ns=1_000 * S)
@@ -488,6 +488,7 @@ def test_another_budget_keeps_the_counts_and_not_the_threshold() -> None:
 
 
 @given(st.binary(max_size=200))
+@settings(deadline=None)
 def test_what_is_no_state_is_refused(data: bytes) -> None:
     meter = Meter(0.01, 0.9)
     assert not meter.merge(data, T0)
