@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from .account.cost import usd
 from .admit.keys import Keyring
 from .asking import Asking
+from .cache.feedback import feedback_of
 from .cache.needs import Meter
 from .cache.shelf import Shelf
 from .cache.tier import Tier
@@ -27,6 +28,7 @@ from .joining import Joining
 from .marks import Marks
 from .route.stage import Routes
 from .streaming import Passage, assemble
+from .takeover import TakenOver
 from .upstream.attempt import passed_headers
 from .wire.headers import TO_CLIENT
 from .wire.request import RequestReader
@@ -78,6 +80,7 @@ class Flow:
         body_limit: int,
         shelf: Shelf,
         tier: Tier | None,
+        lookup: Any,
         meter: Meter,
     ) -> None:
         self.version = version
@@ -100,6 +103,7 @@ class Flow:
             clock=clock,
             rng=rng,
             meter=meter,
+            lookup=lookup,
         )
         self.caching = Caching(
             line=self,
@@ -107,8 +111,10 @@ class Flow:
             stream_headers=STREAM_HEADERS,
             memory=shelf.memory,
             joining=joining,
+            lookup=lookup,
             clock=clock,
         )
+        self.lookup = lookup
 
     # ---- the line ----------------------------------------------------------------------------------------------
 
@@ -217,6 +223,17 @@ class Flow:
         except BaseException:
             passage.abandon()
             raise
+        await self._carry(x, caller, passage)
+
+    async def go_on(self, x: Exchange, caller: Caller, said: list[bytes] | None) -> None:
+        """A stream that another worker began, with what its client has of it; None: that is not known any more."""
+        if said is None:
+            x.fault = Fault("interrupted", "the worker that asked for this has ended")
+            await self.terminate(x, caller, x.fault)
+            return
+        await self._carry(x, caller, TakenOver(self._asking, x, caller, said))
+
+    async def _carry(self, x: Exchange, caller: Caller, passage: Passage) -> None:
         fault = await passage.carry()
         if fault is None:
             await caller.send(self.marks.closing(x, passage.target) if x.metadata else b"", False)
@@ -226,6 +243,11 @@ class Flow:
             x.status = 0
             return
         await self.terminate(x, caller, fault)
+
+    def feedback(self, tenant: str, body: bytes) -> bool:
+        """A user's word on an answer of the semantic cache. False: the entry is not known here. Raises Fault."""
+        said = feedback_of(body)
+        return self.lookup is not None and self.lookup.feedback(tenant, said.entry, said.verdict == "good")
 
     # ---- answers -----------------------------------------------------------------------------------------------
 

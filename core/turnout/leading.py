@@ -6,6 +6,7 @@ other workers may answer, have a task of their own (joining.py): there nobody's 
 """
 
 import asyncio
+from typing import Any
 
 from .cache.needs import Caller, Line
 from .cache.policy import Policy
@@ -21,12 +22,16 @@ class Leading:
         self._line = line
         self._joining = joining
 
-    async def lead(self, x: Exchange, caller: Caller, policy: Policy, digest: bytes, key: object, shared: bool) -> None:
-        """Ask, answer and keep the answer. Raises the Fault that the client is told; those who joined are told it too."""
+    async def lead(
+        self, x: Exchange, caller: Caller, policy: Policy, digest: bytes, key: object, shared: bool, asked: Any
+    ) -> None:
+        """Ask, answer and keep the answer. Raises the Fault that the client is told; those who joined are told it too.
+        `asked`: what the request asks, for the semantic cache."""
         joining = self._joining
         flight = joining.flights.begin(key, shared)
         flight.leader, flight.own, flight.task = x, caller, caller.task
         flight.pinned = True
+        flight.asked = asked
         caller.stays = flight.stays
         joining.outcome(x)
         fault: Fault | None = None

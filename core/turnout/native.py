@@ -19,8 +19,11 @@ except ImportError as exc:
 if _built is not None:
     Counters: Any = _built.Counters
     FieldScanner: Any = _built.FieldScanner
+    Lexicon: Any = _built.Lexicon
+    Said: Any = _built.Said
     StreamScanner: Any = _built.StreamScanner
     Tally: Any = _built.Tally
+    Verifier: Any = _built.Verifier
     canonical: Any = _built.canonical
     ledger_rows: Any = _built.ledger_rows
     read_answer: Any = _built.read_answer
@@ -29,6 +32,7 @@ else:
     from .twin.answer import read_answer, read_usage  # noqa: F401
     from .twin.canonical import canonical  # noqa: F401
     from .twin.counters import Counters  # noqa: F401
+    from .twin.meaning import Lexicon, Said, Verifier  # noqa: F401
     from .twin.rows import ledger_rows  # noqa: F401
     from .twin.scan import FieldScanner  # noqa: F401
     from .twin.sse import StreamScanner  # noqa: F401

@@ -9,6 +9,9 @@ use pyo3::prelude::*;
 fn _native(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_class::<kernels::counters::Counters>()?;
     m.add_class::<kernels::scan::FieldScanner>()?;
+    m.add_class::<kernels::meaning::Lexicon>()?;
+    m.add_class::<kernels::meaning::Said>()?;
+    m.add_class::<kernels::meaning::Verifier>()?;
     m.add_class::<engine::hub::Engine>()?;
     m.add_class::<engine::origin::Head>()?;
     m.add_class::<engine::origin::Trust>()?;

@@ -7,6 +7,9 @@ import msgspec
 
 from ..exchange import Exchange
 from ..native import canonical
+from .joined import joined
+from .semantic.models import lexicon_version
+from .semantic.question import Questions
 from .spec import CacheSpec
 
 # How an answer is delivered, not what it says.
@@ -27,11 +30,6 @@ _NOTHING = (b"null", b"0", b"0.0", b"-0")
 _ONE = (b"null", b"1")
 
 
-def joined(*parts: bytes) -> bytes:
-    """The parts with their lengths in front: no two lists of parts come out alike."""
-    return b"".join([b"%d:%b" % (len(part), part) for part in parts])
-
-
 class Policy:
     """`names`: of the fields in the spans of a request. `partition`: what sets the route's answers apart from those of other routes and other versions of it, see `version`.
     `sets`: fields the route writes over the client's. `facts`: what else of a request decides about who is asked."""
@@ -45,7 +43,8 @@ class Policy:
         facts: Callable[[Exchange], bytes] | None = None,
     ) -> None:
         self.spec = spec
-        self.exact = spec.exact
+        self.exact = spec.kept
+        self.semantic = spec.semantic
         self.shares = spec.shares
         self._share_sampled = spec.sampled == "share"
         self._partition = partition
@@ -53,6 +52,10 @@ class Policy:
         # What is written over is the same for all, and stands in the partition.
         self._skip = sorted(TRANSPORT | set(spec.ignore) | set(self._sets))
         self._facts = facts
+        self.questions: Questions | None = None
+        if spec.semantic is not None:
+            version = lexicon_version()
+            self.questions = Questions(spec.semantic, names, self._skip, partition, facts, version)
         self._met: dict[tuple[int, bytes, bytes], tuple[bytes, bytes]] = {}
         self._places = tuple((name, 2 * names.index(name)) for name in LOOKED_AT)
         self._spans = tuple(place for _, place in self._places)
@@ -84,12 +87,15 @@ class Policy:
         said = joined(self._partition, x.principal.tenant.encode())
         return hashlib.blake2b(said, digest_size=8).hexdigest()
 
+    def beta(self, x: Exchange) -> bytes:
+        """Of the client's headers that go upstream, those that may change an answer."""
+        return b"\n".join([name + b":" + value for name, value in x.forward if name != _CHANGES_NOTHING])
+
     def digest(self, x: Exchange) -> bytes:
         """32 bytes that only requests have whose answers may stand for each other."""
         assert x.principal is not None
         if x.forward or self._facts is not None:
-            beta = b"\n".join([name + b":" + value for name, value in x.forward if name != _CHANGES_NOTHING])
-            said = self._head(x, beta, self._facts(x) if self._facts is not None else b"")
+            said = self._head(x, self.beta(x), self._facts(x) if self._facts is not None else b"")
         else:
             who = x.principal.tenant, x.surface.name
             said = self._heads.get(who) or self._heads.setdefault(who, self._head(x, b"", b""))

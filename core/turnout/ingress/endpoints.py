@@ -29,6 +29,7 @@ SURFACES: dict[str, Surface] = {
 MODELS = "/v1/models"
 HEALTH = "/healthz"
 READY = "/readyz"
+FEEDBACK = "/v1/cache/feedback"
 
 # RFC 9110, 7.2 and RFC 3986, 3.2: a name, an IPv4 or a bracketed IPv6 address, and perhaps a port.
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?\Z")
@@ -50,6 +51,7 @@ MOST_HEADERS = 90  # hyper itself answers 431 without a body beyond 100: below t
 # RFC 9110, 15.5.6: a 405 names what is allowed.
 _ALLOW_POST = ((b"allow", b"POST"),)
 _ALLOW_GET = ((b"allow", b"GET, HEAD"),)
+MOST_FEEDBACK = 4096
 MOST_HOSTS = 64  # names of this gateway that are remembered
 MOST_OWN = 512  # of an x-turnout header: they end up in logs and traces
 
@@ -75,7 +77,7 @@ class Endpoints:
         path = scope["path"]
         surface = SURFACES.get(path)
         if surface is None:
-            await self._small(scope, path, send)
+            await self._small(scope, path, receive, send)
             return
         started_ns = self._now()
         x = Exchange(
@@ -186,11 +188,18 @@ class Endpoints:
 
     # ---- what is not a model surface
 
-    async def _small(self, scope: dict[str, Any], path: str, send: Send) -> None:
+    async def _small(self, scope: dict[str, Any], path: str, receive: Receive, send: Send) -> None:
         method = scope["method"]
         try:
             x = Exchange(id=next(self._ids), surface=_NONE, started_ns=self._now(), wall_ns=0, config_version=0)
-            key, _ = self._read_head(x, scope)
+            key, length = self._read_head(x, scope)
+            if path == FEEDBACK:
+                if method != "POST":
+                    raise Fault("bad_method", f"{method[:20]} is not allowed here; use POST", headers=_ALLOW_POST)
+                who = self.flow.keyring.admit(key)
+                body = await AsgiCaller(receive, send, length, x.started_ns, None, False).read_body(MOST_FEEDBACK)
+                await _answer(send, 200, {"known": self.flow.feedback(who.tenant, body)}, x.id)
+                return
             if path in (HEALTH, READY):
                 if method not in ("GET", "HEAD"):
                     raise Fault("bad_method", f"{method[:20]} is not allowed here; use GET", headers=_ALLOW_GET)

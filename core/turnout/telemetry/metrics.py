@@ -105,6 +105,36 @@ FAMILIES: dict[str, tuple[str, tuple[str, ...], str, tuple[float, ...]]] = {
     "turnout_cache_garbage_total": ("counter", ("backend",), "Shared values that were not what they should be", ()),
     "turnout_cache_bytes": ("gauge", (), "Memory of kept answers", ()),
     "turnout_cache_entries": ("gauge", (), "Kept answers", ()),
+    "turnout_cache_false_hit_rate": (
+        "gauge",
+        ("route", "tenant", "bound"),
+        "Wrong answers of the semantic cache over all requests it looked at: estimate, and its 95 % interval (low, high)",
+        (),
+    ),
+    "turnout_semantic_total": (
+        "counter",
+        ("route", "outcome"),
+        "Semantic look-ups: hit, hit-deep, far, score, score-deep, gone, or bypass-REASON",
+        (),
+    ),
+    "turnout_semantic_late_total": ("counter", ("route",), "Second looks that did not come in time", ()),
+    "turnout_semantic_labels_total": (
+        "counter",
+        ("route", "kind", "verdict"),
+        "Hits asked again (check), misses near a kept question (miss) and users' words (feedback): right, wrong, unclear",
+        (),
+    ),
+    "turnout_semantic_threshold": ("gauge", ("route", "tenant"), "Score from which on an answer is given", ()),
+    "turnout_semantic_alarm": (
+        "gauge",
+        ("route", "tenant"),
+        "1: drift, or the budget of wrong answers is not held",
+        (),
+    ),
+    "turnout_semantic_bytes": ("gauge", (), "Memory of questions and their vectors", ()),
+    "turnout_semantic_scopes": ("gauge", (), "Scopes in memory", ()),
+    "turnout_semantic_evictions_total": ("counter", ("what",), "Questions (item) and scopes that made room", ()),
+    "turnout_semantic_errors_total": ("counter", ("kind",), "What went wrong with the books of the semantic cache", ()),
     "turnout_cache_backend_seconds": ("histogram", ("backend", "operation"), "Looking up and keeping answers", OURS),
     "turnout_guard_total": ("counter", ("route", "outcome"), "Guardrail outcomes", ()),
     "turnout_faults_total": ("counter", ("route", "kind"), "Requests that ended badly", ()),
@@ -263,8 +293,12 @@ def decode(data: bytes) -> Snapshot:
     return out
 
 
+# What every worker says of the same thing.
+LARGEST = frozenset(("turnout_cache_false_hit_rate", "turnout_semantic_threshold", "turnout_semantic_alarm"))
+
+
 def add(snapshots: Iterable[Snapshot]) -> Snapshot:
-    """The sum. Gauges add up too: each worker has its own part of them."""
+    """The sum. Gauges add up too, each worker has its own part of them; but for LARGEST."""
     out: Snapshot = {}
     for snapshot in snapshots:
         for name, values in snapshot.items():
@@ -276,7 +310,7 @@ def add(snapshots: Iterable[Snapshot]) -> Snapshot:
                 elif isinstance(value, list) and isinstance(have, list):
                     into[labels] = [a + b for a, b in zip(have, value, strict=True)]
                 elif not isinstance(value, list) and not isinstance(have, list):
-                    into[labels] = have + value
+                    into[labels] = max(have, value) if name in LARGEST else have + value
     return out
 
 

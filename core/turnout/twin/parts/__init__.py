@@ -1,0 +1,1 @@
+"""What the bigger twins are made of: nothing in here is offered by itself."""
