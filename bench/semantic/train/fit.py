@@ -9,7 +9,9 @@ from gather import SKIP, Gathered
 from turnout.twin.parts.pairs import NAMES, REFUSED
 
 RATES = (0.0005, 0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1)
-KEPT = 0.75  # of a wanted rate; the rest is for what real traffic has and the pairs here have not
+# How much of a wanted rate the thresholds may spend on the pairs here; the rest is for what real traffic has and they have
+# not. The first look alone keeps more back: with 0.75 for it too the exam's totals had 1.07 % wrong where 1 % was wanted.
+KEPT, KEPT_FIRST = 0.75, 0.6
 SURE_PART = 0.25  # of a rate: what the first look may spend when a second one follows
 FOLDS = 5
 TREES, DEPTH = 160, 4
@@ -34,8 +36,8 @@ class Profile(NamedTuple):
 STRICT = Profile(
     "strict", True, ("content_lo", "sentences_off", "questions_off"),
     {"fow": 2.0, "gptcache": 1.0, "made": 3.0, "near": 1.5, "changed": 3.0},
-    {"near other": 0.40, "made other ask": 0.05, "made other slot": 0.03, "made qualifier": 0.03, "tail": 0.02, "cut": 0.02,
-     "neighbour": 0.03, "small": 0.01, "swap": 0.01, "made swap": 0.005, "fow": 0.02},
+    {"near other": 0.41, "made other ask": 0.05, "made other slot": 0.03, "made qualifier": 0.03, "tail": 0.02, "cut": 0.02,
+     "neighbour": 0.03, "small": 0.005, "swap": 0.01, "made swap": 0.005, "fow": 0.02},
 )  # fmt: skip
 FAQ = Profile("faq", False, ("content_lo", "sentences_off", "questions_off"), {"near": 5.0, "changed": 0.5}, {"near other": 0.65, "near same": 0.35})
 
@@ -117,7 +119,7 @@ def fit_both(profile: Profile, gathered: Gathered, labels: np.ndarray, seed: int
     one, model = trees_of(profile, gathered, labels, False, seed)
     two, deep_model = trees_of(profile, gathered, labels, True, seed)
     wrong = labels == 0
-    first = thresholds(one, wrong, shares, tuple(KEPT * rate for rate in RATES))
+    first = thresholds(one, wrong, shares, tuple(KEPT_FIRST * rate for rate in RATES))
     sure = thresholds(one, wrong, shares, tuple(KEPT * SURE_PART * rate for rate in RATES))
     second = [together(one >= least, two, wrong, shares, KEPT * rate) for rate, (_, least) in zip(RATES, sure, strict=True)]
     second = np.maximum.accumulate(second[::-1])[::-1].tolist()  # never stricter at a higher rate
