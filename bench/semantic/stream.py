@@ -17,7 +17,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent / "train"))
 import lexicon as lexicons
 from deep import Deep
-from fit import FAQ, RATES, Fitted, fit_both, used_by
+from fit import FAQ, RATES, Fitted, fit_both, numbers_for
 from gather import Gathered, floats, gather, intents, rows
 from generate import Words
 
@@ -98,12 +98,12 @@ def main() -> None:
 def served(numbers: np.ndarray, shallow: Fitted, second: Fitted, at: int, both: bool) -> bool:
 
     _, threshold, low, sure = shallow.rates[at]
-    one = shallow.model.predict(numbers[:, used_by(FAQ, False)])[0]
+    one = shallow.model.predict(numbers_for(FAQ, False, numbers))[0]
     if one >= (sure if both else threshold):
         return True
     if not both or one < low:
         return False
-    return bool(second.model.predict(numbers[:, used_by(FAQ, True)])[0] >= second.rates[at][1])
+    return bool(second.model.predict(numbers_for(FAQ, True, numbers))[0] >= second.rates[at][1])
 
 
 if __name__ == "__main__":
