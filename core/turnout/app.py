@@ -15,28 +15,25 @@ import msgspec
 from . import __version__
 from .admit.keys import Keyring
 from .cache.policy import LOOKED_AT, Policy
+from .cache.semantic.question import LOOKED_AT as LOOKED_AT_TOO
 from .cache.shelf import Shelf
 from .cache.tier import Tier
 from .catalog import Catalog, patience_ms
 from .clock import SystemClock
 from .config.model import Config, RouteConfig
 from .config.version import facts_of, version_of
-from .exchange import Ability, Exchange, Receive, Route, Send, Target
+from .exchange import Receive, Route, Send, Target
 from .flow import Flow
 from .ingress import sharing
 from .ingress.caller import Callers
 from .ingress.endpoints import Endpoints
 from .ingress.lifespan import lifespan
 from .ingress.question import Question, answer
-from .route.health import Breaker
-from .route.hedge import Hedge, Purse
-from .route.retry import RetryBudget
-from .route.share import Cells, Share, name_of
-from .route.spec import Match, RouteSpec, StreamSpec, TargetSpec, counting, half_life_s, leaves, tree_of
+from .route.lasting import Lasting
+from .route.share import Cells
+from .route.spec import Match, RouteSpec, StreamSpec, TargetSpec, counting, leaves, tree_of
 from .route.spec import Window as RestartWindow
 from .route.stage import Routes
-from .route.stats import Stats
-from .telemetry import record
 from .telemetry.metrics import Metrics, Snapshot
 from .telemetry.ring import Ring
 from .upstream.attempt import OpenAIPort
@@ -49,6 +46,7 @@ from .wire.headers import header_value
 from .wire.request import RequestReader
 
 if TYPE_CHECKING:
+    from .cache.semantic.room import Room
     from .state.depot import Depot
 
 USER_AGENT = f"turnout/{__version__}"
@@ -77,21 +75,14 @@ class App:
         self._worker = worker
         self._ring = ring
         self._dev = dev
-        self._window = window
-        self.metrics = Metrics()
+        self.metrics = Metrics(ring, worker)
         self.client = make_client(self._loop, self._clock.now_ns)
         self.callers = Callers(config.listen.body_timeout_ms)
-        # Breakers and budgets outlive a config: a reload does not forget which target is down.
-        self._breakers: dict[tuple[str, str, str], Breaker] = {}
-        self._abilities: dict[tuple[str, str, str, str], Ability] = {}
-        self._budgets: dict[tuple[str, float], RetryBudget] = {}
-        self._purses: dict[tuple[str, float], Purse] = {}
-        self._stats: dict[tuple[str, str, str, float], Stats] = {}
-        self._turns: dict[str, dict[str, int]] = {}
-        self._shares: list[Share] = []
+        self._lasting = Lasting(self._rng, window)
         self.shelf = Shelf(config.cache, board)
         self._depot: Depot | None = None
-        self._closing: asyncio.Task[None] | None = None
+        self.room: Room | None = None  # the semantic cache, once a route has one
+        self._ending: list[asyncio.Task[None]] = []
         flow = self._build(config, version, simulators or {})
         sample = self._sample(config)
         self.endpoints = Endpoints(flow, self._clock, self.callers, self._rng, sample)
@@ -125,7 +116,7 @@ class App:
             self._depot = depot
             raise
         if depot is not None and depot is not self._depot:
-            self._closing = self._loop.create_task(depot.close())
+            self._ending.append(self._loop.create_task(depot.close()))
         self.client.retire(before)
         self.endpoints.flow = flow
         self.shelf.memory.resize(*config.cache.bounds)
@@ -140,11 +131,15 @@ class App:
 
     async def finish(self) -> None:
         """The end: wait for live requests as long as `drain` allowed, then close what is left."""
-        while self.callers.live and self._loop.time() < self._drain_until:
+        flights = self.shelf.flights
+        while (self.callers.live or flights.running) and self._loop.time() < self._drain_until:
             await asyncio.sleep(0.01)
+        await flights.finish()
+        if self.room is not None:
+            await self.room.close()
         self.close()
-        if self._closing is not None:
-            await self._closing
+        for task in self._ending:
+            await task
 
     def depot(self, config: Config) -> "Depot | None":
         """This worker's client of Redis, made (and redis loaded) when something first needs it; None: not configured."""
@@ -152,9 +147,32 @@ class App:
             self._depot = sharing.make(config.state.shared, self._rng)
         return self._depot
 
+    def _lookup(self, config: Config) -> Any:
+        """The semantic look-up; None where no route has one."""
+        if not config.needs_semantic:
+            return None
+        depot = self.depot(config)
+        if self.room is None or self.room.depot is not depot:
+            from .cache.semantic.room import Room
+
+            if self.room is not None:
+                self._ending.append(self._loop.create_task(self.room.close()))
+            self.room = Room(
+                config.cache,
+                directory=config.state.dir,
+                depot=depot,
+                worker=self._worker,
+                memory=self.shelf.memory,
+                clock=self._clock,
+                rng=self._rng,
+                counts=self.metrics,
+            )
+        self.room.resize(config.cache)
+        return self.room.lookup
+
     def close(self) -> None:
         if self._depot is not None:
-            self._closing = self._loop.create_task(self._depot.close())
+            self._ending.append(self._loop.create_task(self._depot.close()))
             self._depot = None
         if self._timer is not None:
             self._timer.cancel()
@@ -173,13 +191,9 @@ class App:
         out.update(self.shelf.memory.seen())
         if self._depot is not None:
             out.update(sharing.seen(self._depot))
-        for key, breaker in self._breakers.items():
-            out.setdefault("turnout_breaker_open", {})[key] = float(breaker.state(now) == "open")
-            if breaker.opens:
-                out.setdefault("turnout_breaker_opens_total", {})[key] = breaker.opens
-        for (route, _), purse in self._purses.items():
-            if purse.refused:
-                out.setdefault("turnout_hedges_refused_total", {})[(route,)] = purse.refused
+        out.update(self._lasting.seen(now))
+        if self.room is not None:
+            out.update(self.room.seen())
         return out
 
     def explain(self, question: Question) -> dict[str, Any]:
@@ -191,13 +205,7 @@ class App:
         self._timer = self._loop.call_later(TICK_S, self._tick)
         self.client.tick(now)
         self.callers.tick(now)
-        for share in self._shares:
-            share.sync(now)
-
-    def _settled(self, x: Exchange) -> None:
-        self.metrics.observe(x)
-        if self._ring is not None:
-            self._ring.put_nowait(record.encode(record.of(x, self._worker)))
+        self._lasting.tick(now)
 
     # ---- building
 
@@ -213,7 +221,9 @@ class App:
         def targets(spec: TargetSpec, route: RouteSpec | None) -> tuple[Target, ...]:
             return tuple(self._target(spec, route, account, catalog) for account in accounts[spec.provider])
 
-        looked_at = LOOKED_AT if any(spec.cache is not None for spec in config.routes) else ()
+        looked_at: tuple[str, ...] = LOOKED_AT if any(spec.cache is not None for spec in config.routes) else ()
+        if config.needs_semantic:
+            looked_at += LOOKED_AT_TOO
         reader = RequestReader((*looked_at, *{name for spec in config.routes for name in spec.set}))
         routes = [
             self._route(spec, config, reader.names, tuple(targets(t, spec) for t in leaves(spec)))
@@ -237,10 +247,11 @@ class App:
             catalog=catalog,
             clock=self._clock,
             rng=self._rng,
-            settled=self._settled,
+            settled=self.metrics.observe,
             body_limit=config.most_body_bytes,
             shelf=self.shelf,
             tier=self.shelf.tier(self.depot(config)) if looked_at else None,
+            lookup=self._lookup(config),
             meter=self.metrics,
         )
 
@@ -292,10 +303,12 @@ class App:
             account_weight=who.weight if who else 1.0,
             ttft_ms=(limits and limits.ttft_ms) or (patience_ms(model, True) if spec.model else 0),
             plain_ms=(limits and limits.plain_ms) or (patience_ms(model, False) if spec.model else 0),
-            health=self._breaker(key),
+            health=self._lasting.breaker(key),
             port=port,
-            ability=self._abilities.setdefault((*key, prefill), Ability(prefill)),
-            stats=self._statistics(spec, route) if route is not None and counting(route) else None,
+            ability=self._lasting.ability(key, prefill),
+            stats=self._lasting.statistics(spec, route, self._clock.now_ns())
+            if route is not None and counting(route)
+            else None,
             label=spec.label,
             rpm=spec.rpm or 0,
             tpm=spec.tpm or 0,
@@ -306,28 +319,6 @@ class App:
             head=tuple(head),
         )
 
-    def _breaker(self, key: tuple[str, str, str]) -> Breaker:
-        if key not in self._breakers:
-            self._breakers[key] = Breaker(self._rng, self._window(f"probes {' '.join(key)}"))
-        return self._breakers[key]
-
-    def _statistics(self, spec: TargetSpec, route: RouteSpec) -> Stats:
-        """All accounts of one target have one."""
-        key = (route.name, spec.provider, spec.model or "", half_life_s(route))
-        if key not in self._stats:
-            self._stats[key] = stats = Stats(key[3], self._turns.setdefault(route.name, {}))
-            if (cells := self._window(name_of(*key))) is not None:
-                self._shares.append(Share(stats, cells, self._clock.now_ns()))
-        return self._stats[key]
-
-    def _hedge(self, spec: RouteSpec) -> Hedge | None:
-        if spec.hedge is None:
-            return None
-        key = (spec.name, spec.hedge.budget)
-        if key not in self._purses:
-            self._purses[key] = Purse(spec.hedge.budget, self._window(f"hedges {spec.name} {spec.hedge.budget}"))
-        return Hedge(spec.hedge, self._purses[key])
-
     def _route(
         self,
         spec: RouteConfig,
@@ -336,10 +327,6 @@ class App:
         groups: tuple[tuple[Target, ...], ...],
         strip_prefix: bool = False,
     ) -> Route:
-        key = (spec.name, spec.retries.budget)
-        if key not in self._budgets:
-            shared = self._window(f"retries {'direct ' if strip_prefix else ''}{spec.name} {spec.retries.budget}")
-            self._budgets[key] = RetryBudget(spec.retries.budget, shared)
         stream = spec.stream
         if stream.on_failure == "restart" and stream.restart_window is None:
             stream = msgspec.structs.replace(stream, restart_window=RestartWindow())
@@ -352,8 +339,8 @@ class App:
             policy=spec.routing_policy,
             tree=tree_of(spec),
             retries_max=spec.retries.max,
-            budget=self._budgets[key],
-            hedge=self._hedge(spec),
+            budget=self._lasting.budget(spec, strip_prefix),
+            hedge=self._lasting.hedge(spec),
             stream=stream,
             assemble=spec.plain == "assemble",
             connect_ms=spec.timeouts.connect_ms,

@@ -16,7 +16,7 @@ from .catalog import Catalog, patience_ms
 from .clock import Clock
 from .errors import UPSTREAM, Fault
 from .exchange import Attempt, Exchange, Target, Usage
-from .route.attempts import Attempts, Wait
+from .route.attempts import Attempts, Try
 from .route.began import Began
 from .route.stage import Routes
 from .stream.reader import StreamReader
@@ -66,7 +66,7 @@ class Asking:
             step = course.next(now)
             if step is None:
                 raise course.verdict(now)
-            if isinstance(step, Wait):
+            if not isinstance(step, Try):  # asked this way it takes a third of the time
                 now = await self.pause(x, step.until_ns, now)
                 continue
             target = course.targets[step.index]
@@ -86,7 +86,7 @@ class Asking:
             except BaseException:
                 self.gone(target, x.attempts[-1], began if stats is not None else None)
                 raise
-            now = self.now()
+            now = x.attempts[-1].ended_ns or self.now()
             if stats is not None:
                 began.served(x.attempts[-1], now)
             if x.stream or x.assemble:
@@ -152,7 +152,8 @@ class Asking:
         attempt.first_byte_ns = call.first_byte_ns
         if not 200 <= status < 300:
             raise refusal(status, target.port.scrub(body), call.media_type, call.headers, self._clock.wall_ns() / 1e9)
-        if not is_json(call.media_type):
+        media_type = call.media_type
+        if media_type != b"application/json" and not is_json(media_type):
             raise Fault("content_type", "the upstream answered with something other than JSON")
         usage = self.read_answer(x, target, call, body)
         now = attempt.ended_ns = self.now()

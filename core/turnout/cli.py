@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from . import __version__, native
 from .config.load import ConfigError, Loaded, dev_config, load_data, load_file
@@ -97,6 +98,14 @@ def _parser() -> argparse.ArgumentParser:
     cache.add_argument("--entry", default="", metavar="KEY", help="as x-turnout-cache-key says it, or its beginning")
     for name in ("tag", "model", "key", "route", "tenant"):
         cache.add_argument(f"--{name}", default="")
+    cache.add_argument(
+        "--semantic", action="store_true", help="what the semantic cache knows: rates, bars, near misses"
+    )
+    cache.add_argument(
+        "--calibration",
+        metavar="FILE",
+        help="... a picture (PNG) of its scores on --route, and how often they were right",
+    )
     cache.set_defaults(run=_cache)
 
     init = commands.add_parser("init", help="write a commented config to begin with")
@@ -253,14 +262,24 @@ def _warn(problems: Sequence[Problem], name: str) -> None:
 
 
 def _cache(args: argparse.Namespace) -> int:
-    from .explaining import ask_admin, purge_gateway
+    from .explaining import ask_admin, fetch_admin, purge_gateway
 
     key = os.environ.get("TURNOUT_ADMIN_KEY", "")
     fields = {name: getattr(args, name) for name in ("entry", "tag", "model", "key", "route", "tenant")}
-    if not args.purge and (args.yes or any(fields.values())):
+    looks = {name for name in ("entry",) if args.semantic} | {name for name in ("route", "tenant") if args.calibration}
+    if not args.purge and (args.yes or any(value for name, value in fields.items() if name not in looks)):
         say("turnout cache: these options go with --purge")
         return EXIT_USAGE
     try:
+        if args.calibration:
+            path = f"/admin/cache/calibration?route={quote(args.route)}&tenant={quote(args.tenant)}"
+            Path(args.calibration).write_bytes(fetch_admin(args.admin, path, key))
+            print(f"wrote {args.calibration}")
+            return 0
+        if args.semantic:
+            path = f"/admin/cache/semantic?entry={quote(args.entry)}"
+            print(json.dumps(ask_admin(args.admin, path, key), indent=2))
+            return 0
         if args.purge:
             found = purge_gateway(args.admin, {**fields, "dry": not args.yes}, key)
             verb = "would go; --yes lets them" if found["dry"] else "went"

@@ -30,7 +30,7 @@ class Principal(msgspec.Struct, frozen=True):
     direct: bool = False  # may ask for `provider/model` past the routes
 
 
-class Usage(msgspec.Struct, omit_defaults=True):
+class Usage(msgspec.Struct, array_like=True):
     """Tokens in OpenAI's meaning: `prompt` counts cached ones too, `completion` counts reasoning ones too."""
 
     prompt: int = 0
@@ -181,56 +181,56 @@ class Trace(msgspec.Struct, frozen=True):
 class Exchange(msgspec.Struct, kw_only=True):
     """One request on its way. Marks are monotonic nanoseconds, 0 = not reached."""
 
-    id: str
     surface: Surface
-    started_ns: int
-    wall_ns: int
-    config_version: int
     principal: Principal | None = None
     body: bytes = b""
     spans: tuple[int, ...] = ()  # where the fields of wire.fields lie in the body
-    model: str = ""  # as the client asked
-    stream: bool = False  # the client asked for a stream
     assemble: bool = False  # it wants the answer whole, but the upstream is asked to stream
     asked_usage: bool = False  # the client itself asked for stream_options.include_usage
     forward: Headers = []  # client headers that may go upstream
     headers: Headers = []  # all of the client's; policies may look at them
+    wishes: tuple[tuple[bytes, bytes], ...] = ()  # those of them that say something of the cache
     asked_route: str = ""  # x-turnout-route
-    session: str = ""
-    tags: str = ""
-    prompt_version: str = ""
     metadata: bool = False  # x-turnout-metadata: a stream closes with an event that says what it cost
     timeout_ms: int = 0  # x-turnout-timeout-ms
     trace: Trace | None = None
-
     route: Route | None = None
     deadline_ns: int = 0
-    attempts: list[Attempt] = []  # as they began; but of two that raced the one that goes on stands last
-    cuts: list[Cut] = []
     fault: Fault | None = None  # how it ended, if badly
-    cache: str = OFF
     cache_key: str = ""  # what the cache knows the answer by, the beginning of it
     wanted: str | None = None  # the model of the target that would have been first; on routes with a cache
-    saved: Saved | None = None
-    guard: str = "none"
+    committed: bool = False  # the response head is out: no other answer can be given any more
+    settled: bool = False
 
+    # From here on what telemetry/record.py records, in the record's order.
+    id: str
+    wall_ns: int
+    started_ns: int
+    ended_ns: int = 0
+    stream: bool = False  # the client asked for a stream
+    status: int = 0
+    cache: str = OFF
+    guard: str = "none"
+    usage: Usage | None = None
+    cost_nanos: int = 0
+    chunks: int = 0  # content events relayed
     admitted_ns: int = 0
     parsed_ns: int = 0
     routed_ns: int = 0
     upstream_ns: int = 0  # time spent waiting for upstreams and for back-offs, summed
+    head_ns: int = 0  # the response head was handed over
     first_byte_ns: int = 0
     first_content_ns: int = 0
-    head_ns: int = 0  # the response head was handed over
-    ended_ns: int = 0
-
-    status: int = 0
-    committed: bool = False  # the response head is out: no other answer can be given any more
-    usage: Usage | None = None
-    cost_nanos: int = 0
-    finish: str = ""
     bytes_out: int = 0
-    chunks: int = 0  # content events relayed
-    settled: bool = False
+    model: str = ""  # as the client asked
+    session: str = ""
+    tags: str = ""
+    prompt_version: str = ""
+    finish: str = ""
+    config_version: int
+    attempts: list[Attempt] = []  # as they began; but of two that raced the one that goes on stands last
+    cuts: list[Cut] = []
+    saved: Saved | None = None
 
     @property
     def own_model(self) -> str:

@@ -46,6 +46,12 @@ def ask_gateway(admin: str, fields: Mapping[str, Any], headers: Mapping[str, str
 
 def ask_admin(admin: str, path: str, key: str, method: str = "GET", wait_s: float = WAIT_S) -> dict[str, Any]:
     """What the admin listener answers. Raises OSError, and ValueError for what it answers otherwise."""
+    found: dict[str, Any] = json.loads(fetch_admin(admin, path, key, method, wait_s))
+    return found
+
+
+def fetch_admin(admin: str, path: str, key: str, method: str = "GET", wait_s: float = WAIT_S) -> bytes:
+    """The same, its bytes."""
     if urlsplit(admin).scheme not in ("http", "https"):
         raise ValueError(f"{admin!r} is not the URL of an admin listener")
     headers = {"authorization": f"Bearer {key}"} if key else {}
@@ -53,8 +59,7 @@ def ask_admin(admin: str, path: str, key: str, method: str = "GET", wait_s: floa
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(request, timeout=wait_s) as answer:
-            found: dict[str, Any] = json.load(answer)
-            return found
+            return bytes(answer.read())
     except urllib.error.HTTPError as wrong:
         raise ValueError(f"the gateway answered {wrong.code}: {wrong.read(2000).decode(errors='replace')}") from None
 

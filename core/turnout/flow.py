@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from .account.cost import usd
 from .admit.keys import Keyring
 from .asking import Asking
+from .cache.feedback import feedback_of
 from .cache.needs import Meter
 from .cache.shelf import Shelf
 from .cache.tier import Tier
@@ -27,6 +28,7 @@ from .joining import Joining
 from .marks import Marks
 from .route.stage import Routes
 from .streaming import Passage, assemble
+from .takeover import TakenOver
 from .upstream.attempt import passed_headers
 from .wire.headers import TO_CLIENT
 from .wire.request import RequestReader
@@ -44,11 +46,16 @@ class Caller(Protocol):
     """The client's side of one exchange, as `ingress` gives it."""
 
     early: bool  # the response head went out before the commit, because the wait was long
+    stays: Callable[[], bool] | None  # asked when the client has left: whether the request goes on without it
 
     @property
+    def task(self) -> Any: ...
+    @property
     def relay_to(self) -> Any: ...
+    def body_nowait(self, most: int) -> bytes | None: ...
     async def read_body(self, most: int) -> bytes: ...
     async def start(self, status: int, headers: Headers) -> None: ...
+    def reply_nowait(self, status: int, headers: Headers, body: bytes) -> bool: ...
     async def reply(self, status: int, headers: Headers, body: bytes) -> None: ...
     async def send(self, data: bytes, more: bool) -> None: ...
     def push(self, data: bytes) -> bool: ...
@@ -73,6 +80,7 @@ class Flow:
         body_limit: int,
         shelf: Shelf,
         tier: Tier | None,
+        lookup: Any,
         meter: Meter,
     ) -> None:
         self.version = version
@@ -95,6 +103,7 @@ class Flow:
             clock=clock,
             rng=rng,
             meter=meter,
+            lookup=lookup,
         )
         self.caching = Caching(
             line=self,
@@ -102,8 +111,10 @@ class Flow:
             stream_headers=STREAM_HEADERS,
             memory=shelf.memory,
             joining=joining,
+            lookup=lookup,
             clock=clock,
         )
+        self.lookup = lookup
 
     # ---- the line ----------------------------------------------------------------------------------------------
 
@@ -111,7 +122,8 @@ class Flow:
         """Serve one request of a model surface. Never raises, except for cancellation from outside."""
         try:
             self.admit(x, key)
-            x.body = await caller.read_body(self._body_limit)
+            body = caller.body_nowait(self._body_limit)
+            x.body = await caller.read_body(self._body_limit) if body is None else body
             self.read(x)
             route = self.route(x)
             if route.cache is not None and await self.caching.answered(x, caller):
@@ -136,16 +148,11 @@ class Flow:
 
     def read(self, x: Exchange) -> None:
         """The few fields of the body that are acted on."""
-        body = x.body
-        reader = self._reader
-        x.spans = spans = reader.scan(body)
-        x.model = reader.model(body, spans)
-        surface = x.surface
-        for name in surface.required:
-            reader.require(body, spans, name)
-        if surface.can_stream and reader.stream(body, spans):
+        reader, surface = self._reader, x.surface
+        x.spans, x.model, stream = reader.read(x.body, surface.required, surface.can_stream)
+        if stream:
             x.stream = True
-            x.asked_usage = reader.asked_usage(body, spans)
+            x.asked_usage = reader.asked_usage(x.body, x.spans)
         x.parsed_ns = self._now()
 
     def route(self, x: Exchange) -> Route:
@@ -178,12 +185,16 @@ class Flow:
                 headers.append((b"content-encoding", call.encoding))
         headers.append((b"content-length", b"%d" % len(body)))
         if passed:
-            headers += passed_headers(passed, TO_CLIENT)
+            for pair in passed:  # a list comprehension is a call
+                if pair[0] in TO_CLIENT:
+                    headers.append(pair)
+        x.head_ns = self._now()
         headers += self.marks.headers(x, target)
         if x.attempts[-1].priced:  # no figure says less than a wrong one
             headers.append((b"x-turnout-cost-usd", usd(x.cost_nanos).encode()))
         x.status = status
-        await self.reply(x, Reply(status, headers, body), caller)
+        if not self.replied(x, status, headers, body, caller):
+            await caller.reply(status, headers, body)
 
     async def stream(self, x: Exchange, caller: Caller) -> None:
         """A stream: nothing is shown before the first content token, so that until then any target may serve it. After
@@ -212,6 +223,17 @@ class Flow:
         except BaseException:
             passage.abandon()
             raise
+        await self._carry(x, caller, passage)
+
+    async def go_on(self, x: Exchange, caller: Caller, said: list[bytes] | None) -> None:
+        """A stream that another worker began, with what its client has of it; None: that is not known any more."""
+        if said is None:
+            x.fault = Fault("interrupted", "the worker that asked for this has ended")
+            await self.terminate(x, caller, x.fault)
+            return
+        await self._carry(x, caller, TakenOver(self._asking, x, caller, said))
+
+    async def _carry(self, x: Exchange, caller: Caller, passage: Passage) -> None:
         fault = await passage.carry()
         if fault is None:
             await caller.send(self.marks.closing(x, passage.target) if x.metadata else b"", False)
@@ -222,13 +244,23 @@ class Flow:
             return
         await self.terminate(x, caller, fault)
 
+    def feedback(self, tenant: str, body: bytes) -> bool:
+        """A user's word on an answer of the semantic cache. False: the entry is not known here. Raises Fault."""
+        said = feedback_of(body)
+        return self.lookup is not None and self.lookup.feedback(tenant, said.entry, said.verdict == "good")
+
     # ---- answers -----------------------------------------------------------------------------------------------
 
-    async def reply(self, x: Exchange, reply: Reply, caller: Caller) -> None:
+    def replied(self, x: Exchange, status: int, headers: Headers, body: bytes, caller: Caller) -> bool:
+        """A whole answer, where the server takes it at once. False: `caller.reply` is to be awaited."""
         x.committed = True
-        x.bytes_out = len(reply.body)
+        x.bytes_out = len(body)
         x.head_ns = x.head_ns or self._now()
-        await caller.reply(reply.status, reply.headers, reply.body)
+        return caller.reply_nowait(status, headers, body)
+
+    async def reply(self, x: Exchange, reply: Reply, caller: Caller) -> None:
+        if not self.replied(x, reply.status, reply.headers, reply.body, caller):
+            await caller.reply(reply.status, reply.headers, reply.body)
 
     async def refuse(self, x: Exchange, fault: Fault, caller: Caller) -> None:
         """The answer to a fault: a status and an OpenAI-shaped body, or in-band where the head is already out."""

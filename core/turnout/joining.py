@@ -8,39 +8,29 @@ for themselves when there is none.
 
 import asyncio
 from random import Random
+from typing import Any
+
+import msgspec
 
 from .account.cost import usd
 from .cache.entry import Entry
-from .cache.flight import PIECE, Flight, Flights, Reader
+from .cache.flight import Flight, Flights, Reader
 from .cache.memory import Memory
-from .cache.needs import Caller, Line, Meter
+from .cache.needs import Caller, Line, Lookup, Meter
 from .cache.policy import Policy
-from .cache.replay import as_stream
+from .cache.pouring import Pouring, kind_of
 from .cache.sound import is_sound, usage_json
-from .cache.tier import HANDED_MS, MOST_BYTES, NOTHING, WAIT_MS, Lease, Tier, answer_key, pack, unpack
+from .cache.tier import HANDED_MS, MOST_BYTES, NOTHING, Lease, Tier, pack
 from .clock import Clock
+from .elsewhere import OWN_HEADERS, SHARED, Elsewhere
 from .errors import Fault
 from .exchange import Exchange, Headers, Saved, Usage
 from .marks import Marks
 from .wire.assemble import Assembly
 
-HIT, SHARED, MISS = "hit-exact", "hit-exact;shared", "miss"
+NEAR, MISS = "hit-semantic", "miss"
 # Faults of the request that made the call, not of what it asked for: whoever waited with it asks for itself.
 _OWN_FAULTS = frozenset(("client_gone", "total_timeout", "internal", "draining"))
-# What each answer says of its own request.
-_OWN_HEADERS = frozenset(
-    b"x-turnout-" + name
-    for name in (
-        b"attempts",
-        b"fallback",
-        b"cache",
-        b"overhead-us",
-        b"cost-usd",
-        b"config-version",
-        b"route",
-        b"cache-key",
-    )
-) | {b"x-request-id"}
 _LOOK = 64 * 1024  # bytes of a stream put together without giving the loop a turn: about 1 ms
 
 
@@ -59,6 +49,7 @@ class Joining:
         clock: Clock,
         rng: Random,
         meter: Meter,
+        lookup: Lookup | None,
     ) -> None:
         self._line = line
         self._marks = marks
@@ -66,9 +57,22 @@ class Joining:
         self._memory = memory
         self.flights = flights
         self._tier = tier
+        self.alone = tier is None  # nobody else shares what this worker has
         self._clock = clock
         self._now = clock.now_ns
         self._rng = rng
+        self._lookup = lookup
+        self._elsewhere = Elsewhere(
+            marks=marks,
+            stream_headers=stream_headers,
+            memory=memory,
+            tier=tier,
+            clock=clock,
+            meter=meter,
+            outcome=self.outcome,
+            saved=self.saved,
+        )
+        self.fetch = self._elsewhere.fetch
         self._count = meter.count
         self._time = meter.time
 
@@ -94,28 +98,47 @@ class Joining:
         flight.task = asyncio.get_running_loop().create_task(self._run(flight, x, policy, digest))
         return flight
 
+    def ask_again(self, x: Exchange, policy: Policy, digest: bytes, why: str, asked: Any) -> None:
+        """Ask upstream what this request asked, for nobody in particular: a stale answer anew, or to check one that was
+        given for another question (`asked`)."""
+        key = (digest, x.stream, x.asked_usage)
+        if self.flights.find(key) is not None:
+            return
+        assert x.route is not None
+        now = self._now()
+        again = msgspec.structs.replace(
+            x, id=f"{x.id}-{why}", started_ns=now, deadline_ns=now + x.route.total_ms * 1_000_000, cache=MISS,
+            saved=None, finish="", attempts=[], cuts=[], trace=None, first_content_ns=0, status=0, metadata=False,
+        )  # fmt: skip
+        flight = self.begin(again, policy, digest, key, policy.shares, pinned=True)
+        flight.left = True
+        flight.asked = asked
+
     async def _run(self, flight: Flight, x: Exchange, policy: Policy, digest: bytes) -> None:
         """The call itself, or another worker's answer in its place."""
         fault: Fault | None = Fault("internal", "the shared call ended unexpectedly")
         lease: Lease | None = None
-        entry: Entry | None = None
+        pouring: Pouring | None = None
+        had = False
         try:
-            if flight.open and self._tier is not None and self._tier.up:
-                lease = Lease(self._tier, policy.tag(x), digest)
-                entry = await self._elsewhere(x, policy, lease)
-                if entry is not None and policy.exact is not None:
-                    self._memory.put(entry, self._now())
-            if not flight.pinned:
-                self.outcome(x)
-            if entry is not None:
-                await self._write(flight, x, entry)
-            else:
+            if flight.open and self._tier is not None and self._tier.hopeful:
+                lease = Lease(self._tier, policy.tag(x), digest, lambda: flight.followers)
+                had = await self._elsewhere.look(flight, x, policy, lease)
+                if not had and lease.mine and x.stream and self._tier.live is not None:
+                    pouring = Pouring(self._tier.live, lease.key, kind_of(x), flight)
+            if not had and flight.status:
+                await self._line.go_on(x, flight, flight.log)
+            elif not had:
+                if not flight.pinned:
+                    self.outcome(x)
                 await self._line.answer(x, flight)
             fault = x.fault
         except Fault as met:
             fault = met
         except asyncio.CancelledError:
             fault = Fault("client_gone", "the client closed the connection")
+            if self.flights.closed:
+                fault = Fault("draining", "the gateway is shutting down")
         finally:
             flight.end(fault)
             if flight.left:  # its own client did not wait for this: then nobody else settles it
@@ -127,103 +150,10 @@ class Joining:
                 self._line.settle(x)
             if lease is not None:
                 lease.done()
-        if entry is None:
-            await self._keep(flight, x, policy, digest, lease, fault)
-
-    async def _elsewhere(self, x: Exchange, policy: Policy, lease: Lease) -> Entry | None:
-        """What another worker or host keeps, or is asking for just now; None when it is ours to ask."""
-        began = self._now()
-        waited = False
-        try:
-            while True:
-                # In this order on one connection: what comes between the two is seen.
-                mine, value = await asyncio.gather(lease.take(), self._look(policy, lease))
-                if mine and value is None and waited:  # who had it before us has most likely answered: look twice
-                    value = await lease.tier.get(lease.answer)
-                entry = self._fresh(value, lease, x)
-                if entry is not None:
-                    x.cache = HIT
-                    lease.done()
-                    await lease.release()
-                    return entry
-                if mine is not False:
-                    if mine and policy.exact is None:
-                        await lease.tier.delete(lease.answer)  # what was handed on before is nobody's any more
-                    return None
-                value, waited = await lease.tier.wait(lease.answer, WAIT_MS), True
-                entry = self._fresh(value, lease, x)
-                if entry is not None:
-                    x.cache = SHARED
-                    self._count("turnout_cache_followers_total", (x.route.name if x.route else "",))
-                    return entry
-                if self._now() > x.deadline_ns:
-                    return None
-                if not value:
-                    await asyncio.sleep(0.002)
-        finally:
-            x.upstream_ns += self._now() - began
-
-    async def _look(self, policy: Policy, lease: Lease) -> bytes | None:
-        if policy.exact is None:
-            return None
-        began = self._now()
-        value = await lease.tier.get(lease.answer)
-        self._time("turnout_cache_backend_seconds", (lease.tier.name, "get"), (self._now() - began) / 1e9)
-        return value
-
-    def _fresh(self, value: bytes | None, lease: Lease, x: Exchange) -> Entry | None:
-        entry = self.read_shared(value, lease.digest, x) if value else None
-        return entry if entry is not None and self._now() < entry.fresh_ns else None
-
-    def read_shared(self, value: bytes, digest: bytes, x: Exchange) -> Entry | None:
-        assert x.route is not None and x.principal is not None
-        if value == NOTHING:
-            return None
-        tier, wall_ns = self._tier, self._clock.wall_ns()
-        try:
-            return unpack(value, digest, x.principal.tenant, x.route.name, self._now(), wall_ns, tier)
-        except ValueError:
-            self._count("turnout_cache_garbage_total", (tier.name if tier is not None else "",))
-            return None
-
-    async def fetch(self, x: Exchange, policy: Policy, digest: bytes) -> Entry | None:
-        """What others keep, into our own memory too."""
-        tier = self._tier
-        if tier is None or not tier.up:
-            return None
-        began = self._now()
-        value = await tier.get(answer_key(tier, policy.tag(x), digest))
-        now = self._now()
-        self._time("turnout_cache_backend_seconds", (tier.name, "get"), (now - began) / 1e9)
-        entry = self.read_shared(value, digest, x) if value else None
-        if entry is not None:
-            self._memory.put(entry, now)
-        return entry
-
-    async def _write(self, flight: Flight, x: Exchange, entry: Entry) -> None:
-        """Hand on another worker's answer as if it were that of a call."""
-        x.saved = Saved(entry.provider, entry.served_model, entry.cost_nanos)
-        x.finish = entry.finish
-        x.status, x.committed, x.head_ns = 200, True, self._now()
-        self.saved(x)
-        names = [
-            (b"age", b"%d" % ((x.head_ns - entry.stored_ns) // 1_000_000_000)),
-            (b"x-turnout-provider", entry.provider.encode()),
-            (b"x-turnout-model", entry.served_model.encode()),
-        ]
-        if not x.stream:
-            length = (b"content-length", b"%d" % len(entry.body))
-            headers = [(b"content-type", b"application/json"), length, *names, *self._marks.headers(x, None)]
-            x.bytes_out = len(entry.body)
-            await flight.reply(200, [*headers, (b"x-turnout-cost-usd", usd(0).encode())], entry.body)
-            return
-        body = as_stream(entry.body, x.surface.name == "chat", x.asked_usage)
-        await flight.start(200, self._stream_headers + names + self._marks.headers(x, None))
-        x.first_content_ns = x.head_ns
-        x.bytes_out = len(body)
-        for at in range(0, len(body), PIECE):
-            await flight.send(body[at : at + PIECE], True)
-        await flight.send(self._marks.closing(x, None) if x.metadata else b"", False)
+        if pouring is not None:
+            await pouring.close()
+        if not had:
+            await self.keep(flight, x, policy, digest, lease, fault)
 
     async def follow(self, x: Exchange, caller: Caller, flight: Flight) -> bool:
         """Read what another asks for. False: that came to nothing for reasons of its own."""
@@ -262,7 +192,7 @@ class Joining:
             if not flight.status:
                 assert flight.fault is not None
                 raise flight.fault.with_traceback(None)  # several raise it
-            headers = [pair for pair in flight.headers if own or pair[0] not in _OWN_HEADERS]
+            headers = [pair for pair in flight.headers if own or pair[0] not in OWN_HEADERS]
             if not own:
                 x.upstream_ns += self._now() - began
                 headers += self._marks.headers(x, None)
@@ -312,7 +242,7 @@ class Joining:
 
     # ---- keeping
 
-    async def _keep(
+    async def keep(
         self, flight: Flight, x: Exchange, policy: Policy, digest: bytes, lease: Lease | None, fault: Fault | None
     ) -> None:
         """Keep the answer, and hand it to those who wait for it elsewhere."""
@@ -325,17 +255,20 @@ class Joining:
                 kept = self._memory.put(entry, began)
                 self._time("turnout_cache_backend_seconds", ("memory", "put"), (self._now() - began) / 1e9)
                 self._count("turnout_cache_stores_total", (entry.route, "kept" if kept else "too_large"))
+                asked = flight.asked
+                if asked is not None and self._lookup is not None and self._lookup.learn(asked, entry):
+                    self.ask_again(x, policy, digest, "recheck", asked)
         finally:
             tier = self._tier
-            if tier is not None and tier.up and (lease is not None or entry is not None):
+            if tier is not None and tier.hopeful and (lease is not None or entry is not None):
                 now = self._now()
-                key = answer_key(tier, policy.tag(x), digest)
+                lease = lease or Lease(tier, policy.tag(x), digest)
                 if entry is not None and len(entry.body) <= MOST_BYTES:
                     life_ms = (entry.dead_ns - now) // 1_000_000 if policy.exact is not None else HANDED_MS
-                    await tier.set(key, pack(entry, now, self._clock.wall_ns()), max(1, life_ms), tell=True)
+                    await lease.hand_on(pack(entry, now, self._clock.wall_ns()), max(1, life_ms))
                     self._time("turnout_cache_backend_seconds", (tier.name, "put"), (self._now() - now) / 1e9)
-                elif lease is not None and lease.mine:
-                    await tier.set(key, NOTHING, 20, tell=True)
+                elif lease.mine:
+                    await lease.hand_on(NOTHING, 20)
             if lease is not None:
                 await lease.release()
 
@@ -357,23 +290,24 @@ class Joining:
         )
         fresh_ns = now + int(ttl_s * 1e9)
         usage = x.usage or Usage()
-        return Entry(
-            digest=digest,
-            body=body,
-            tenant=x.principal.tenant,
-            route=x.route.name,
-            model=x.model,
-            key=x.principal.name,
-            tags=",".join([*x.principal.tags, *filter(None, map(str.strip, x.tags.split(",")))]),
-            provider=last.provider,
-            served_model=last.model,
-            finish=x.finish,
-            prompt=usage.prompt,
-            completion=usage.completion,
-            cost_nanos=x.cost_nanos,
-            stored_ns=now,
-            fresh_ns=fresh_ns,
-            dead_ns=fresh_ns + int(stale_s * 1e9),
+        tags = x.principal.tags
+        return Entry(  # in the order of its fields: names take as long again
+            digest,
+            body,
+            x.principal.tenant,
+            x.route.name,
+            x.model,
+            x.principal.name,
+            ",".join([*tags, *filter(None, map(str.strip, x.tags.split(",")))]) if tags or x.tags else "",
+            last.provider,
+            last.model,
+            x.finish,
+            usage.prompt,
+            usage.completion,
+            x.cost_nanos,
+            now,
+            fresh_ns,
+            fresh_ns + int(stale_s * 1e9),
         )
 
     async def _gather(self, flight: Flight, x: Exchange) -> bytes | None:

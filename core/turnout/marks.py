@@ -5,8 +5,10 @@ from collections.abc import Callable
 import msgspec
 
 from .account.cost import usd
-from .exchange import OFF, Exchange, Headers, Target, Usage
+from .exchange import OFF, Exchange, Headers, Route, Target, Usage
 from .wire.headers import header_value
+
+MOST_KEPT = 256
 
 
 class Marks:
@@ -16,6 +18,10 @@ class Marks:
         self._version = (b"x-turnout-config-version", b"%d" % version)
         self._now = now_ns
         self._usual: dict[int, Headers] = {}  # by target; targets live as long as their flow
+        # What answers with one attempt or none have in common, and what they name: kept as it is, because an engine knows again
+        # what it has sent before.
+        self._kept: dict[tuple[str, str, int], Headers] = {}
+        self._named: dict[tuple[str, str], Headers] = {}
 
     def headers(self, x: Exchange, target: Target | None) -> Headers:
         """The headers of an answer, a new list. `target` is None where none served."""
@@ -28,8 +34,19 @@ class Marks:
         else:
             out = self._story(x, target)
         out.append((b"x-request-id", x.id.encode()))
-        out.append((b"x-turnout-overhead-us", b"%d" % ((self._now() - x.started_ns - x.upstream_ns) // 1000)))
+        now = x.head_ns or self._now()
+        out.append((b"x-turnout-overhead-us", b"%d" % ((now - x.started_ns - x.upstream_ns) // 1000)))
         return out
+
+    def of(self, provider: str, model: str) -> Headers:
+        """The headers that name who served an answer that is given again."""
+        found = self._named.get((provider, model))
+        if found is None:
+            if len(self._named) == MOST_KEPT:
+                self._named.clear()
+            head = [(b"x-turnout-provider", provider.encode()), (b"x-turnout-model", model.encode())]
+            found = self._named[provider, model] = head
+        return found
 
     def early(self, x: Exchange) -> Headers:
         """What is known before an upstream has committed: for a head that goes out early."""
@@ -60,13 +77,20 @@ class Marks:
         return event
 
     def _story(self, x: Exchange, target: Target | None) -> Headers:
-        out: Headers = [self._version]
-        if x.route is not None:
+        out: Headers
+        if x.route is None:
+            out = [self._version]
+        else:
             tries = len(x.attempts)
-            out.append(x.route.header)
-            out.append((b"x-turnout-attempts", b"%d" % tries))
-            out.append((b"x-turnout-fallback", x.fallback.encode() if tries > 1 else b"none"))
-            out.append((b"x-turnout-cache", x.cache.encode()))
+            if tries > 1:
+                out = self._course(x, x.route)
+            else:
+                kept = self._kept.get((x.route.name, x.cache, tries))
+                if kept is None:
+                    if len(self._kept) == MOST_KEPT:
+                        self._kept.clear()
+                    kept = self._kept[x.route.name, x.cache, tries] = self._course(x, x.route)
+                out = kept.copy()
             if x.cache_key:
                 out.append((b"x-turnout-cache-key", x.cache_key.encode()))
         if target is not None:
@@ -74,3 +98,13 @@ class Marks:
             if target.model is None:
                 out.append((b"x-turnout-model", header_value(x.own_model)))
         return out
+
+    def _course(self, x: Exchange, route: Route) -> Headers:
+        tries = len(x.attempts)
+        return [
+            self._version,
+            route.header,
+            (b"x-turnout-attempts", b"%d" % tries),
+            (b"x-turnout-fallback", x.fallback.encode() if tries > 1 else b"none"),
+            (b"x-turnout-cache", x.cache.encode()),
+        ]

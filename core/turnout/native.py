@@ -22,8 +22,10 @@ if _built is not None:
     Lexicon: Any = _built.Lexicon
     Said: Any = _built.Said
     StreamScanner: Any = _built.StreamScanner
+    Tally: Any = _built.Tally
     Verifier: Any = _built.Verifier
     canonical: Any = _built.canonical
+    ledger_rows: Any = _built.ledger_rows
     read_answer: Any = _built.read_answer
     read_usage: Any = _built.read_usage
 else:
@@ -31,8 +33,10 @@ else:
     from .twin.canonical import canonical  # noqa: F401
     from .twin.counters import Counters  # noqa: F401
     from .twin.meaning import Lexicon, Said, Verifier  # noqa: F401
+    from .twin.rows import ledger_rows  # noqa: F401
     from .twin.scan import FieldScanner  # noqa: F401
     from .twin.sse import StreamScanner  # noqa: F401
+    from .twin.tally import Tally  # noqa: F401
 
 # Whether processes may count in the same memory: the twin's operations are whole within one process only.
 shares = _built is not None

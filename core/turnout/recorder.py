@@ -79,14 +79,18 @@ class Settings(msgspec.Struct, frozen=True):
     config_version: int = 0
 
 
-class Sink(Protocol):
-    """Where records go. `add` takes one, `flush` ends a batch, `close` is the end. What they raise is counted."""
+class End(Protocol):
+    """Where records go: the ledger as they are, the sinks decoded. `flush` ends a batch, `close` is the end. What they
+    raise is counted."""
 
     name: str
 
-    def add(self, record: Record, /) -> None: ...
     def flush(self, now_ns: int) -> None: ...
     def close(self) -> None: ...
+
+
+class Sink(End, Protocol):
+    def add(self, record: Record, /) -> None: ...
 
 
 class Recorder:
@@ -111,8 +115,12 @@ class Recorder:
 
     @property
     def sinks(self) -> list[Sink]:
-        """In this order: money first, then what people read, then what machines read."""
-        return [self.ledger, self.log, self.alerts, *([self.spans] if self.spans is not None else [])]
+        """Behind the ledger, which comes first and reads records itself: what people read, then what machines read."""
+        return [self.log, self.alerts, *([self.spans] if self.spans is not None else [])]
+
+    @property
+    def ends(self) -> list[End]:
+        return [self.ledger, *self.sinks]
 
     def apply(self, new: Settings) -> None:
         """Put new settings in the place of the old; what has not changed goes on as it is."""
@@ -134,6 +142,7 @@ class Recorder:
         """Move what lies in the rings, at most 1,000 records each; returns how many there were."""
         count = 0
         sinks = self.sinks
+        calm = self.log.requests != "all"  # then nobody but the ledger reads of what went well
         positions: list[int] = []
         for ring in self.rings:
             raws, position = ring.peek_nowait()
@@ -141,6 +150,8 @@ class Recorder:
             for raw in raws:
                 count += 1
                 try:
+                    if self.ledger.add(raw) and calm:
+                        continue
                     record = decode(raw)
                 except Exception as e:  # a worker of another version, or a damaged ring: the next record may be sound
                     self.undecodable += 1
@@ -153,11 +164,11 @@ class Recorder:
                     except Exception as e:
                         self._failed(sink, e)
         self.records += count
-        for sink in sinks:
+        for end in self.ends:
             try:
-                sink.flush(now_ns)
+                end.flush(now_ns)
             except Exception as e:
-                self._failed(sink, e)
+                self._failed(end, e)
         # Only now are they gone from the rings: killed in between, this process leaves them to the next one, which may
         # then write a row twice (the ledger's reader knows it by request and attempt) but never loses one.
         for ring, position in zip(self.rings, positions, strict=True):
@@ -170,8 +181,8 @@ class Recorder:
         until = time.monotonic() + DRAIN_S
         while self.pump(time.monotonic_ns()) and time.monotonic() < until:
             pass
-        for sink in self.sinks:
-            self._guarded(sink, sink.close)
+        for end in self.ends:
+            self._guarded(end, end.close)
         lost = {
             "records that did not fit into a ring": sum(ring.dropped for ring in self.rings),
             "records that could not be read": self.undecodable,
@@ -202,13 +213,13 @@ class Recorder:
             self.say("error", f"{dropped - self._dropped_said} records did not fit into a full ring and are lost")
             self._dropped_said = dropped
 
-    def _failed(self, sink: Sink, error: Exception) -> None:
+    def _failed(self, sink: End, error: Exception) -> None:
         n = self.failures[sink.name] = self.failures.get(sink.name, 0) + 1
         if n == 1:
             what = f"{type(error).__name__}: {scrub(str(error))}"
             self.say("error", f"{sink.name} failed, further failures are only counted: {what}")
 
-    def _guarded(self, sink: Sink, step: Callable[[], None]) -> None:
+    def _guarded(self, sink: End, step: Callable[[], None]) -> None:
         try:
             step()
         except Exception as e:

@@ -14,6 +14,7 @@ from .errors import UPSTREAM, Fault
 from .exchange import Attempt, Cut, Exchange, Target, Usage, names_apart
 from .hedging import hedged
 from .native import CALLS, OVER, REASONING
+from .route.attempts import Attempts
 from .stream.calls import Calls, Sent
 from .stream.cutover import (
     ASK_AGAIN,
@@ -194,9 +195,7 @@ class Passage:
         if fault.source != UPSTREAM:
             cut.spoiled = fault.kind  # our own limit or shutdown; or a refusal, which is not routed around
         if not cut.spoiled:
-            self.target.health.failed(fault, now, midway=True)
-            if self.target.stats is not None:
-                self.target.stats.verdict(False, now)
+            self._blame(fault, now)
         self._take_stock()
         record = Cut(attempt.provider, "", len(cut.said), fault.reason, "terminated", now)
         x.cuts.append(record)
@@ -207,16 +206,25 @@ class Passage:
         voice = self._speak()
         voice.splice = None
         voice.note = lambda: self._note(record, attempt)
-        self._broken.append(self.target)
-        course = self._asking.course(x, self._order())
-        course.broke(len(course.targets) - 1, fault, now)
         try:
-            self.relay, self.target = await self._asking.attempts(x, self._ask_on, course, "cut-over")
+            self.relay, self.target = await self._asking.attempts(x, self._ask_on, self._next(fault, now), "cut-over")
         except Fault:
             record.outcome = "terminated"
             cut.on(NOBODY)
             return fault  # what broke the stream says more than why nobody could go on
         return None
+
+    def _blame(self, fault: Fault, now: int) -> None:
+        self.target.health.failed(fault, now, midway=True)
+        if self.target.stats is not None:
+            self.target.stats.verdict(False, now)
+
+    def _next(self, fault: Fault, now: int) -> Attempts:
+        """Whom to ask to go on."""
+        self._broken.append(self.target)
+        course = self._asking.course(self._x, self._order())
+        course.broke(len(course.targets) - 1, fault, now)
+        return course
 
     def _take_stock(self) -> None:
         """What the client has, for the machine's guards."""

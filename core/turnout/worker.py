@@ -24,6 +24,7 @@ from .config.load import from_wire
 from .config.model import Config
 from .ingress import control
 from .ingress.question import Question
+from .ingress.sharing import load
 from .state.board import Board
 from .state.remote import Remote
 from .state.table import Cells, row
@@ -89,6 +90,8 @@ class Worker:
             elif kind == "config":
                 try:
                     config = from_wire(value["data"], value["secrets"])
+                    if config.state.shared is not None:
+                        await asyncio.to_thread(load, config)
                     if value["board"] and self._app.shelf.board is None:  # no route had a cache until now
                         self._app.shelf.board = Board(value["board"])
                     self._app.apply(config, value["version"], value["simulators"])
@@ -98,6 +101,9 @@ class Worker:
                     self._say("failed", f"{type(exc).__name__} while applying config {value['version']}")
             elif kind == "explain":
                 self._say("answer", [value[0], self._app.explain(msgspec.convert(value[1], Question))])
+            elif kind == "semantic":
+                room = self._app.room
+                self._say("answer", [value[0], room.told(value[1]) if room is not None else {}])
             elif kind == "purge":
                 self._purging = asyncio.create_task(self._purge(*value))
             elif kind == "drain":
@@ -109,7 +115,10 @@ class Worker:
         tier = self._app.endpoints.flow.tier
         if not asked.dry and tier is not None:
             await tier.purged(asked)  # before our own: what is fetched meanwhile is let go with the rest
-        self._say("answer", [number, await purge(self._app.shelf.memory, asked)])
+        found = await purge(self._app.shelf.memory, asked)
+        if self._app.room is not None:
+            found["questions"] = await self._app.room.knowledge.purge(asked)
+        self._say("answer", [number, found])
 
 
 def engine_of(name: str, fd: int, config: Config) -> tuple[Callable[..., Any], Callable[[App], Any]]:

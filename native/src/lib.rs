@@ -18,8 +18,10 @@ fn _native(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_class::<engine::origin::Pool>()?;
     m.add_class::<engine::client::PyCall>()?;
     m.add_class::<kernels::sse::StreamScanner>()?;
+    m.add_class::<kernels::tally::Tally>()?;
     m.add_function(wrap_pyfunction!(kernels::canonical::canonical, m)?)?;
     m.add_function(wrap_pyfunction!(kernels::answer::read_answer, m)?)?;
     m.add_function(wrap_pyfunction!(kernels::answer::read_usage, m)?)?;
+    m.add_function(wrap_pyfunction!(kernels::rows::ledger_rows, m)?)?;
     Ok(())
 }

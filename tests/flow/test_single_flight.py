@@ -120,6 +120,25 @@ def test_the_one_who_asked_may_leave_at_any_event(gateway: Gateway, a: FaultServ
     assert (a.requests, a.cancelled) == (before + 1, cancelled)
 
 
+def test_the_one_who_asked_for_a_plain_answer_may_leave(gateway: Gateway, a: FaultServer, wire: Open) -> None:
+    """The call goes on for the other; it is booked to the one who left."""
+    before, cancelled = a.requests, a.cancelled
+    asked = body("late", "leaves before a plain answer", False)
+    first = wire(asked)
+    Gateway.wait_for(lambda: a.requests == before + 1)
+    second = wire(asked)
+    assert Gateway.wait_for(lambda: gateway.metric("turnout_in_flight") == 2)
+    first.reset()
+    second.read_until(b'"total_tokens"')
+    assert second.header("x-turnout-cache") == "hit-exact;shared"
+    assert (a.requests, a.cancelled) == (before + 1, cancelled)
+    assert Gateway.wait_for(lambda: gateway.metric("turnout_in_flight") == 0)
+    found = Gateway.wait_for(lambda: (r := [row for row in rows(gateway.state) if row.request_id == second.header("x-request-id")]) and r)
+    paid = [row for row in rows(gateway.state) if row.cost_nanos == found[0].saved_nanos and row.cause == "first"]
+    left = gateway.logged(paid[-1].request_id)
+    assert (left["status"], left["error"], left["attempts"]) == (499, "client_gone", 1)
+
+
 @pytest.mark.parametrize("model", ["lost", "slowly"])
 def test_the_call_ends_with_the_last_who_wants_it(gateway: Gateway, a: FaultServer, wire: Open, model: str) -> None:
     before, cancelled = a.requests, a.cancelled

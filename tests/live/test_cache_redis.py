@@ -1,6 +1,9 @@
 """Hosts that share a Redis are one cache; what happens to it, or lies in it, costs nobody an answer."""
 
+import contextlib
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +16,7 @@ import redis as client
 from faults.conftest import said
 from faults.server import TEXT, FaultServer
 from support.crowd import body, crowd
-from support.gateway import ADMIN_KEY, Gateway, config
+from support.gateway import ADMIN_KEY, Gateway, config, die_with_tests
 from support.redis_server import RedisServer
 
 
@@ -34,13 +37,13 @@ def redis(tmp_path: Path) -> Iterator[RedisServer]:
 def host(engine: str, redis: RedisServer, a: FaultServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Gateway]]:
     running: list[Gateway] = []
 
-    def start(operation_ms: int = 20) -> Gateway:
+    def start() -> Gateway:
         faults = {"late": "slow-head:ms=2500", "begun": "late-token:ms=2500", "quick": "ok"}
         routes = [
             {"name": name, "match": {"model": name}, "targets": [{"provider": name, "model": "gpt-4o-mini"}], "cache": {"exact": {"ttl_s": 600}}} for name in faults
         ]
         folder = tmp_path_factory.mktemp("host")
-        state = {"dir": str(folder / "state"), "redis": {"url": f"redis://127.0.0.1:{redis.port}", "operation_ms": operation_ms}}
+        state = {"dir": str(folder / "state"), "redis": redis.url}
         data = config({name: a.at(fault) for name, fault in faults.items()}, routes, state=state)
         data["listen"]["workers"] = 2
         running.append(Gateway(data, engine=engine, folder=folder).start())
@@ -74,25 +77,38 @@ def settled(gateway: Gateway) -> None:
     assert Gateway.wait_for(shared, 10)
 
 
-@pytest.mark.parametrize("stream", [False, True], ids=["plain", "streamed"])
-def test_a_thousand_over_two_hosts_are_one_upstream_call(host: Callable[..., Gateway], a: FaultServer, stream: bool) -> None:
-    # A burst on a machine that others load too: an answer of Redis that waits 20 ms to be read is none, and then each
-    # worker asks for itself, as it should.
-    hosts = [host(operation_ms=1_000) for _ in range(2)]
+@contextlib.contextmanager
+def busy(processes: int) -> Iterator[None]:
+    """A machine on which others work too."""
+    running = [subprocess.Popen([sys.executable, "-c", "while True: pass"], preexec_fn=die_with_tests) for _ in range(processes)]
+    try:
+        yield
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.parametrize("others", [0, 6], ids=["quiet", "busy"])
+def test_a_thousand_over_two_hosts_are_one_upstream_call(host: Callable[..., Gateway], a: FaultServer, others: int) -> None:
+    hosts = [host() for _ in range(2)]
     for gateway in hosts:
         settled(gateway)
-    before = a.requests
-    answers: list[Any] = []
-    asked = body("begun" if stream else "late", f"crowd {stream}", stream)
-    threads = [threading.Thread(target=lambda g=gateway: answers.extend(crowd(g, asked, 500))) for gateway in hosts]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(answers) == 1000 and {answer.status for answer in answers} == {200}
-    for answer in answers:
-        assert (said(answer.body) if stream else json.loads(answer.body)["choices"][0]["message"]["content"]) == TEXT
-    assert a.requests == before + 1
+    with busy(others):
+        for stream in (False, True, False, True):
+            before = a.requests
+            answers: list[Any] = []
+            asked = body("begun" if stream else "late", f"crowd {stream} {before}", stream)
+            threads = [threading.Thread(target=lambda g=gateway, a=asked, to=answers: to.extend(crowd(g, a, 500))) for gateway in hosts]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert len(answers) == 1000 and {answer.status for answer in answers} == {200}
+            for answer in answers:
+                assert (said(answer.body) if stream else json.loads(answer.body)["choices"][0]["message"]["content"]) == TEXT
+            trouble = [{name: n for name, n in gateway.metrics().items() if "redis_errors" in name or "opens" in name} for gateway in hosts]
+            assert a.requests == before + 1, trouble
 
 
 def test_what_one_host_keeps_another_gives_and_a_restart_forgets_nothing(host: Callable[..., Gateway], a: FaultServer) -> None:

@@ -15,7 +15,7 @@ import uvloop
 
 from support.redis_server import Proxy, RedisServer, free_port
 from turnout.secret import Secret
-from turnout.state.depot import MOST_VALUE_BYTES, Depot
+from turnout.state.depot import MOST_VALUE_BYTES, POLL_S, Depot
 from turnout.state.seal import seal
 from turnout.state.spec import RedisSpec
 from turnout.telemetry.metrics import WAITS, Histogram
@@ -104,6 +104,43 @@ def test_a_lease_is_one_owners_until_he_gives_it_back_or_dies(server: RedisServe
     uvloop.run(run())
 
 
+def test_a_lease_and_the_answer_it_is_for_are_taken_and_handed_on_in_one_go(server: RedisServer) -> None:
+    async def run() -> None:
+        async with depot(server.url) as a, depot(server.url) as b:
+            lease, answer = a.key("t", "lease"), a.key("t", "answer")
+            assert await a.take(lease, b"one", 60_000, answer) == (True, None)
+            assert await a.take(lease, b"one", 60_000, answer) == (True, None)  # its own
+            assert await b.take(lease, b"two", 60_000, answer) == (False, None)
+            waiting = asyncio.ensure_future(b.wait(answer, 20_000))
+            await until(lambda: server.ask("PUBSUB", "NUMSUB", answer) == [answer, 1])
+            assert await a.hand(lease, b"one", answer, b"value", 60_000)
+            assert await waiting == b"value"
+            assert 0 < server.ask("PTTL", answer) <= 60_000
+            assert await b.take(lease, b"two", 60_000, answer) == (False, b"value")
+            assert server.ask("EXISTS", lease) == 0, "given back, and left where it is"
+            assert await a.hand(lease, b"nobody", answer, b"other", 60_000)
+            assert await a.get(answer) == b"other"
+            assert not a.errors and not b.errors
+            # What is none of ours there is nothing, and the lease is to be had.
+            for n, spoil in enumerate((lambda: server.ask("SET", answer, "garbage"), lambda: server.ask("DEL", answer) or server.ask("RPUSH", answer, "x"))):
+                spoil()
+                assert await a.take(lease, b"%d" % n, 60_000, answer) == (True, None)
+                assert await a.release(lease, b"%d" % n)
+                server.ask("DEL", answer)
+            assert a.errors == {"garbage": 1}
+            # Where there is no room the lease is given back all the same.
+            assert await a.take(lease, b"one", 60_000, answer) == (True, None)
+            server.ask("CONFIG", "SET", "maxmemory", "1", "maxmemory-policy", "noeviction")
+            assert not await a.hand(lease, b"one", answer, b"value", 60_000)
+            assert server.ask("EXISTS", lease) == 0
+            assert await a.take(lease, b"one", 60_000, answer) == (None, None)
+            assert a.errors == {"garbage": 1, "full": 2}
+            server.ask("CONFIG", "SET", "maxmemory", "0")
+            assert not await a.hand(lease, b"one", answer, b"x" * (MOST_VALUE_BYTES + 1), 60_000)
+
+    uvloop.run(run())
+
+
 def test_who_waits_is_woken_when_the_value_is_there(server: RedisServer) -> None:
     async def run() -> None:
         async with depot(server.url) as a, depot(server.url) as b:
@@ -122,6 +159,28 @@ def test_who_waits_is_woken_when_the_value_is_there(server: RedisServer) -> None
             await a.set(a.key("t", "quiet"), b"x", 60_000)
             assert await late == b"x"
             await until(lambda: server.ask("PUBSUB", "CHANNELS") == [])
+
+    uvloop.run(run())
+
+
+def test_who_waits_hears_at_once_that_the_server_is_gone(server: RedisServer) -> None:
+    async def run() -> None:
+        async with depot(server.url) as d:
+            waiting = [asyncio.ensure_future(d.wait(d.key("t", "never"), 60_000)) for _ in range(3)]
+            await until(lambda: server.ask("PUBSUB", "NUMSUB", d.key("t", "never")) == [d.key("t", "never"), 1])
+            await asyncio.sleep(0.3)
+            for _ in range(5):  # not by the slow poll alone
+                server.kill()
+                began = time.perf_counter()
+                await until(lambda: not d.up)
+                assert await asyncio.wait_for(asyncio.gather(*waiting), 20) == [None] * 3
+                if time.perf_counter() - began < POLL_S / 2:
+                    return
+                server.start()
+                await until(lambda: d.up)
+                waiting = [asyncio.ensure_future(d.wait(d.key("t", "never"), 60_000)) for _ in range(3)]
+                await asyncio.sleep(0.3)
+            raise AssertionError("they only heard of it when they looked again")
 
     uvloop.run(run())
 

@@ -11,7 +11,7 @@ def cached(text: str) -> str:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("{}", "routes[0].cache: asks for nothing: set `exact` or `single_flight`"),
+        ("{}", "routes[0].cache: asks for nothing: set `exact`, `semantic` or `single_flight`"),
         ("{sampled: share}", "routes[0].cache: asks for nothing"),
         ("{exact: {}}", "exact.ttl_s: required, but missing"),
         ("{exact: {ttl_s: 0}}", "exact.ttl_s: expected float > 0"),
@@ -22,6 +22,12 @@ def cached(text: str) -> str:
         ("{exact: {ttl_s: 5}, sampled: always}", "cache.sampled: expected one of bypass, share"),
         ("{exact: {ttl_s: 5}, ignore: [messages]}", "cache.ignore[0]: expected one of"),
         ("{exact: {ttl_s: 5}, ignore: user}", "cache.ignore: expected"),
+        ("{semantic: {max_false_hit_rate: 0}}", "semantic.max_false_hit_rate: expected float >= 0.0025"),
+        ("{semantic: {max_false_hit_rate: 0.5}}", "semantic.max_false_hit_rate: expected float <= 0.2"),
+        ("{semantic: {profile: loose}}", "semantic.profile: expected one of strict, faq"),
+        ("{semantic: {threshold: 0.8}}", "semantic.threshold: unknown field"),
+        ("{semantic: {share: everybody}}", "semantic.share: expected one of"),
+        ("{semantic: {checks: {share: 2}}}", "semantic.checks.share: expected float <= 1"),
     ],
 )
 def test_what_is_refused(text: str, says: str) -> None:
@@ -33,6 +39,9 @@ def test_what_is_taken() -> None:
     cache = load_text(cached("{exact: {ttl_s: 300}}")).config.routes[0].cache
     assert cache is not None and cache.exact is not None
     assert (cache.shares, cache.exact.jitter, cache.exact.stale_s, cache.sampled, cache.ignore) == (True, 0.1, 0.0, "bypass", [])
+    semantic = load_text(cached("{semantic: {}}")).config.routes[0].cache
+    assert semantic is not None and semantic.kept is not None and semantic.semantic is not None
+    assert (semantic.kept.ttl_s, semantic.semantic.profile, semantic.semantic.share, semantic.shares) == (3600.0, "strict", "tenant", True)
     for text, shares in (("{single_flight: true}", True), ("{exact: {ttl_s: 5}, single_flight: false}", False)):
         found = load_text(cached(text)).config.routes[0].cache
         assert found is not None and found.shares is shares

@@ -1,6 +1,7 @@
 """A lane on a wire that the test holds in its hands: deadlines, order, bounds, the breaker."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from random import Random
 
@@ -85,6 +86,23 @@ def test_a_reply_that_is_late_goes_to_nobody_else() -> None:
         s.wires[0].replies.put_nowait(b"for b")
         assert await next_ == b"for b"
         assert s.lane.up
+        assert s.lane.opens == 0
+
+    on_a_lane(test)
+
+
+def test_what_our_own_loop_was_too_busy_to_read_in_time_is_not_late() -> None:
+    """As with a socket, what came meanwhile is seen when the loop turns again, and by its reader a turn later."""
+
+    async def test(s: Setting) -> None:
+        loop = asyncio.get_running_loop()
+        for _ in range(2 * STALLED):
+            asked = s.lane.ask(b"a")
+            time.sleep(2 * OPERATION_S)  # before it could be written
+            await asyncio.sleep(0)
+            loop.call_soon(loop.call_soon, s.wires[0].replies.put_nowait, b"x")
+            time.sleep(2 * OPERATION_S)  # and before it could be read
+            assert await asked == b"x"
         assert s.lane.opens == 0
 
     on_a_lane(test)

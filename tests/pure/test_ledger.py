@@ -15,8 +15,9 @@ from hypothesis import given, settings
 
 import turnout
 from turnout.account import ledger as module
-from turnout.account.ledger import Ledger, Row, rows, rows_of
+from turnout.account.ledger import Ledger, Row, rows
 from turnout.exchange import Attempt, Exchange, Surface, Usage
+from turnout.native import ledger_rows
 from turnout.telemetry import record as compact
 
 CORE = str(Path(turnout.__file__).parent.parent)
@@ -42,14 +43,14 @@ def attempt(provider: str = "a", reason: str = "", **more: object) -> Attempt:
 
 def ended(
     *attempts: Attempt, wall_ns: int = NOON, id: str = "req-1", fault: str = "", status: int = 200
-) -> compact.Record:
+) -> bytes:
     x = Exchange(
         id=id, surface=CHAT, started_ns=START, wall_ns=wall_ns, config_version=1, attempts=list(attempts), status=status
     )
     x.ended_ns = START + 400 * MS
     record = compact.of(x, 0)
     record.fault = fault
-    return compact.decode(compact.encode(record))
+    return compact.encode(record)
 
 
 def test_a_request_that_fell_back_has_a_row_per_attempt_with_times_tokens_and_money(tmp_path: Path) -> None:
@@ -103,7 +104,8 @@ def test_a_request_that_reached_no_provider_has_no_row_and_makes_no_file(tmp_pat
     ],
 )
 def test_served_is_the_attempt_whose_answer_the_client_got(fault: str, reasons: list[str], winner: int) -> None:
-    found = [row.served for row in rows_of(ended(*(attempt(reason=r) for r in reasons), fault=fault))]
+    lines = ledger_rows(ended(*(attempt(reason=r) for r in reasons), fault=fault))[1]
+    found = [msgspec.json.decode(line)["served"] for line in lines.splitlines()]
     assert found == [i == winner for i in range(len(reasons))]
 
 
@@ -222,7 +224,7 @@ def test_beyond_the_bound_new_rows_are_dropped_and_counted_and_the_old_ones_kept
     def none(data: bytes) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    one = len(msgspec.json.encode(rows_of(ended(attempt(), id="r0"))[0])) + 1
+    one = len(ledger_rows(ended(attempt(), id="r0"))[1])
     ledger = Ledger(tmp_path, most_bytes=3 * one)
     failing(monkeypatch, none)
     for n in range(8):

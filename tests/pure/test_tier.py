@@ -1,6 +1,7 @@
 """Answers on their way between workers and hosts: what arrives is what was sent, for whom it was, and no younger than it is."""
 
 import asyncio
+import time
 from typing import Any
 
 import msgspec
@@ -9,7 +10,7 @@ import pytest
 from turnout.cache.entry import Entry
 from turnout.cache.memory import Memory
 from turnout.cache.purge import Purge
-from turnout.cache.tier import Lease, OverRedis, pack, unpack
+from turnout.cache.tier import CROWD, PATIENT_S, Lease, OverRedis, pack, unpack
 
 S = 1_000_000_000
 DIGEST = bytes(range(32))
@@ -55,7 +56,7 @@ class Store:
     """A tier of one process."""
 
     name = "test"
-    up = True
+    up = hopeful = True
 
     def __init__(self) -> None:
         self.owner: bytes | None = None
@@ -69,6 +70,12 @@ class Store:
     async def lease(self, key: bytes, owner: bytes, ttl_ms: int) -> bool | None:
         self.owner = self.owner or owner
         return self.owner == owner if self.heard else None
+
+    async def take(self, key: bytes, owner: bytes, ttl_ms: int, answer: bytes) -> tuple[bool | None, bytes | None]:
+        return await self.lease(key, owner, ttl_ms), None
+
+    async def hand(self, key: bytes, owner: bytes, answer: bytes, value: bytes, ttl_ms: int) -> bool:
+        return bool(await self.release(key, owner))
 
     async def release(self, key: bytes, owner: bytes) -> bool | None:
         if self.owner == owner:
@@ -90,20 +97,45 @@ def test_one_of_two_has_the_lease_and_gives_it_back() -> None:
     async def run() -> None:
         store: Any = Store()
         one, two = Lease(store, "t", DIGEST), Lease(store, "t", DIGEST)
-        assert (await one.take(), await two.take()) == (True, False)
+        assert (await one.take(False), await two.take(False)) == ((True, None), (False, None))
         two.done()
         await two.release()
         assert store.owner is not None
         one.done()
         await one.release()
-        assert store.owner is None and await two.take()
+        assert store.owner is None and (await two.take(False))[0]
         two.done()
         # One that was taken, but whose answer did not come in time, is given back too.
         await two.release()
         store.heard = False
         three = Lease(store, "t", DIGEST)
-        assert await three.take() is None and store.owner is not None
+        assert await three.take(True) == (None, None) and store.owner is not None
         await three.release()
+        assert store.owner is None
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(("waiting", "silent", "mine"), [(CROWD - 1, 1, None), (CROWD, 3, True), (CROWD, 1 << 30, None)])
+def test_for_a_crowd_a_silent_store_is_asked_again_for_a_while(waiting: int, silent: int, mine: bool | None) -> None:
+    class Slow(Store):
+        asked = 0
+
+        async def lease(self, key: bytes, owner: bytes, ttl_ms: int) -> bool | None:
+            self.asked += 1
+            await asyncio.sleep(0.02)
+            said = await super().lease(key, owner, ttl_ms)
+            return said if self.asked > silent else None
+
+    async def run() -> None:
+        store: Any = Slow()
+        lease = Lease(store, "t", DIGEST, lambda: waiting)
+        began = time.monotonic()
+        assert await lease.take(False) == (mine, None)
+        assert lease.late == (waiting >= CROWD)
+        assert (time.monotonic() - began > PATIENT_S) == (silent == 1 << 30)
+        lease.done()
+        await lease.release()
         assert store.owner is None
 
     asyncio.run(run())

@@ -24,9 +24,12 @@ LEVELS: tuple[frozenset[str], ...] = tuple(
         "admit guard cache route upstream stream account telemetry state improve",  # the rooms
         "config marks asking",  # asking: a request's attempts, over route, upstream, stream and account
         "hedging",  # attempts that race until one has its first token
+        "elsewhere",  # what other workers and hosts have of an answer
         "joining",  # upstream calls that several may read; is given the flow it stands in
+        "leading",  # a plain request that makes such a call itself
         "caching",  # what answers in place of the upstreams
         "streaming",  # a stream from commit to end; drives stream/cutover
+        "takeover",  # one that another worker began
         "flow",
         "ingress recorder",
         "app",  # the composition root: it knows all rooms and the endpoints

@@ -73,6 +73,7 @@ class Gateway:
         fresh.replace(self.file)
 
     def start(self) -> "Gateway":
+        self.url = self.admin_url = ""
         self.process = subprocess.Popen(
             [sys.executable, "-m", "turnout", "serve", "--config", str(self.file), "--engine", self._engine, *self._args],
             stdin=subprocess.DEVNULL,

@@ -13,17 +13,22 @@ def cost_nanos(usage: Usage, price: Price) -> int:
     base = price.input or 0
     cached_rate = price.cached_input if price.cached_input is not None else base
     write_rate = price.cache_write if price.cache_write is not None else base
-    plain = max(0, usage.prompt - usage.cached - usage.cache_write)
-    total = plain * base + usage.cached * cached_rate + usage.cache_write * write_rate
-    total += usage.completion * (price.output or 0)
+    cached, written = usage.cached, usage.cache_write
+    plain = usage.prompt - cached - written
+    total = cached * cached_rate + written * write_rate + usage.completion * (price.output or 0)
+    if plain > 0:  # a call of max() costs as much as all of the rest
+        total += plain * base
     return (total + 500_000) // 1_000_000
 
 
 def usd(nanos: int) -> str:
     """Exact decimal dollars, nine places: 160 -> "0.000000160"."""
-    sign = "-" if nanos < 0 else ""
-    whole, part = divmod(abs(nanos), 1_000_000_000)
-    return f"{sign}{whole}.{part:09d}"
+    if nanos < 0:
+        return "-" + usd(-nanos)
+    digits = str(nanos)
+    if len(digits) < 10:
+        digits = digits.zfill(10)
+    return digits[:-9] + "." + digits[-9:]
 
 
 def estimate(prompt_bytes: int, content_bytes: int) -> Usage:

@@ -12,35 +12,15 @@ no line end and writes one, so that a torn line costs itself and not the row aft
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 
-from ..clock import stamp
-from ..exchange import OFF, Attempt, Saved
+from ..native import ledger_rows
 
 MOST_WAITING_BYTES = 16 * 1024 * 1024
 RETRY_NS = 1_000_000_000  # after a failure, and between two syncs
 MOST_IN_HAND = 100_000  # rows among which two of one attempt can stand: far more than any batch of all rings
 OPEN_DAYS = 2  # a request that began before midnight ends after it
-
-
-class Ended(Protocol):
-    """What the ledger needs of a request that is over: telemetry's record has it. Times in monotonic nanoseconds."""
-
-    id: str
-    wall_ns: int
-    started_ns: int
-    ended_ns: int
-    route: str
-    key: str
-    tenant: str
-    session: str
-    stream: bool
-    fault: str
-    attempts: list[Attempt]
-    cache: str
-    saved: Saved | None
 
 
 class Row(msgspec.Struct, kw_only=True, gc=False):
@@ -76,82 +56,6 @@ class Row(msgspec.Struct, kw_only=True, gc=False):
     served: bool = False  # this attempt's answer is what the client got
 
 
-def served(ended: Ended) -> int:
-    """Index of the attempt whose answer the client got, -1 if it got none (or only the beginning of one).
-
-    A provider's refusal that is handed on word for word is an answer too.
-    """
-    last = len(ended.attempts) - 1
-    if ended.fault == "refused":
-        return last
-    if ended.fault and ended.fault != "client_gone":
-        return -1
-    while last >= 0 and ended.attempts[last].reason:
-        last -= 1
-    return last
-
-
-def rows_of(ended: Ended) -> list[Row]:
-    """The rows of a request, in the order of its attempts. About 2 us each."""
-    ts = stamp(ended.wall_ns)
-    cache = "" if ended.cache == OFF else ended.cache
-    if not ended.attempts:
-        return [] if ended.saved is None else [_saved(ended, ended.saved, ts, cache)]
-    winner = served(ended)
-    out: list[Row] = []
-    for i, a in enumerate(ended.attempts):
-        row = Row(
-            ts=ts,
-            request_id=ended.id,
-            attempt=i + 1,
-            cause=a.cause,
-            route=ended.route,
-            key=ended.key,
-            tenant=ended.tenant,
-            session=ended.session,
-            provider=a.provider,
-            account=a.account,
-            model=a.model,
-            stream=ended.stream,
-            status=a.status,
-            reason=a.reason,
-            cost_nanos=a.cost_nanos,
-            priced=a.priced,
-            cache=cache,
-            started_ms=round((a.started_ns - ended.started_ns) / 1e6, 3),
-            took_ms=round(((a.ended_ns or ended.ended_ns) - a.started_ns) / 1e6, 3),
-            ttft_ms=round((a.first_content_ns - a.started_ns) / 1e6, 3) if a.first_content_ns else None,
-            served=i == winner,
-        )
-        if a.usage is not None:
-            u = a.usage
-            row.prompt_tokens, row.completion_tokens, row.cached_tokens = u.prompt, u.completion, u.cached
-            row.cache_write_tokens, row.reasoning_tokens, row.estimated = u.cache_write, u.reasoning, u.estimated
-        out.append(row)
-    return out
-
-
-def _saved(ended: Ended, saved: Saved, ts: str, cache: str) -> Row:
-    """The row of an answer that nobody was asked for."""
-    return Row(
-        ts=ts,
-        request_id=ended.id,
-        attempt=0,
-        cause="cache",
-        route=ended.route,
-        key=ended.key,
-        tenant=ended.tenant,
-        session=ended.session,
-        provider=saved.provider,
-        model=saved.model,
-        stream=ended.stream,
-        cache=cache,
-        saved_nanos=saved.cost_nanos,
-        took_ms=round((ended.ended_ns - ended.started_ns) / 1e6, 3),
-        served=not ended.fault,
-    )
-
-
 class _Day:
     """One day's file: what waits for it, and its descriptor once it is open."""
 
@@ -177,7 +81,6 @@ class Ledger:
         self.error = ""
         self.lost = 0
         self._most = most_bytes
-        self._encode = msgspec.json.Encoder().encode
         self._days: dict[str, _Day] = {}
         self._bytes = 0
         self._retry_ns = 0
@@ -188,18 +91,19 @@ class Ledger:
         """Bytes in memory that no file has yet."""
         return self._bytes
 
-    def add(self, ended: Ended) -> None:
-        """Take the rows of one request; they are written with the next `flush`."""
-        for row in rows_of(ended):
-            piece = self._encode(row) + b"\n"
-            if self._bytes + len(piece) > self._most:
-                self.lost += 1
-                continue
-            day = self._days.get(row.ts[:10])
+    def add(self, record: bytes) -> bool:
+        """Take the rows of one request (native.ledger_rows makes them of its record); they are written with the next
+        `flush`. True: nothing about it is of interest to others. Raises ValueError for what is no record."""
+        name, lines, count, plain = ledger_rows(record)
+        if self._bytes + len(lines) > self._most:
+            self.lost += count
+        elif lines:
+            day = self._days.get(name)
             if day is None:
-                day = self._days[row.ts[:10]] = _Day()
-            day.waiting += piece
-            self._bytes += len(piece)
+                day = self._days[name] = _Day()
+            day.waiting += lines
+            self._bytes += len(lines)
+        return bool(plain)
 
     def flush(self, now_ns: int) -> None:
         """Write what waits, one write per day's file; sync once a second. After a failure it tries once a second."""

@@ -9,6 +9,7 @@ from ..exchange import Principal
 from .spec import KeySpec
 
 MOST_KEY_BYTES = 4096
+_hash, _same = hashlib.blake2b, hmac.compare_digest
 
 
 class Keyring:
@@ -46,9 +47,9 @@ class Keyring:
             return self._anyone
         if presented is None:
             raise Fault("no_key", "you did not provide an API key: send it as 'Authorization: Bearer <key>'")
-        digest = hashlib.blake2b(presented[:MOST_KEY_BYTES]).digest()
+        digest = _hash(presented if len(presented) <= MOST_KEY_BYTES else presented[:MOST_KEY_BYTES]).digest()
         found = self._by_digest.get(digest)
-        if found is None or not hmac.compare_digest(found[0], digest) or len(presented) > MOST_KEY_BYTES:
+        if found is None or not _same(found[0], digest) or len(presented) > MOST_KEY_BYTES:
             raise Fault("bad_key", "incorrect API key provided")
         return found[1]
 
@@ -56,6 +57,8 @@ class Keyring:
 def presented_key(authorization: bytes | None, other: bytes | None) -> bytes | None:
     """The key in `Authorization: Bearer` or, without that header, in `x-api-key` / `api-key`."""
     if authorization is not None:
+        if authorization[:7] == b"Bearer " and authorization[7:8] > b" ":
+            return authorization[7:].rstrip()  # as nearly all write it
         scheme, _, key = authorization.partition(b" ")
         return key.strip() if scheme.lower() == b"bearer" else b""
     return other

@@ -16,6 +16,7 @@ from ..exchange import Headers
 AHEAD = 256 * 1024
 MOST_LOG = 8 * 1024 * 1024
 MOST_ALL = 128 * 1024 * 1024  # written down in all flights of a worker; beyond that new ones are not shared
+FINISH_S = 1.0  # for calls that were cancelled to be over
 PIECE = 32 * 1024  # bytes that a reader takes at once
 
 
@@ -52,8 +53,10 @@ class Flight:
         self.pinned = False  # goes on without readers
         self.left = False  # the client of the request that asks is gone
         self.closing = b""  # what closes the stream for that client alone
-        self.task: asyncio.Task[None] | None = None
+        self.task: Any = None
+        self.own: Any = None  # the client of the request that asks, where that makes the call itself (leading.py)
         self.leader: Any = None  # the exchange that asks
+        self.asked: Any = None  # what it asks, for the semantic cache
         self._pieces: list[bytes] = []
         self._base = 0  # number of the first of them
         self._held = 0  # bytes of them
@@ -70,15 +73,30 @@ class Flight:
         self.status, self.headers = status, headers
         self._wake()
 
-    async def reply(self, status: int, headers: Headers, body: bytes) -> None:
+    def reply_nowait(self, status: int, headers: Headers, body: bytes) -> bool:
         self.status, self.headers, self.body = status, headers, body
         self._wake()
+        return self.own is None or bool(self.own.reply_nowait(status, [*headers], body))
+
+    async def reply(self, status: int, headers: Headers, body: bytes) -> None:
+        if self.own is None:
+            self.reply_nowait(status, headers, body)
+        else:
+            await self.own.reply(status, [*headers], body)
+
+    def stays(self) -> bool:
+        """The client of the request that asks has left: whether the call goes on, for those who have joined."""
+        self.pinned = False
+        self.left = bool(self.readers)
+        if not self.left:
+            self._flights.close(self)
+        return self.left
 
     async def send(self, data: bytes, more: bool) -> None:
         if not more:
             self.closing = data
             return
-        self._write(data)
+        self.write(data)
         while self.readers and self._behind() > AHEAD:
             self._room = asyncio.get_running_loop().create_future()
             await self._room
@@ -86,10 +104,11 @@ class Flight:
     def push(self, data: bytes) -> bool:
         if self.readers and self._behind() > AHEAD:
             return False
-        self._write(data)
+        self.write(data)
         return True
 
-    def _write(self, data: bytes) -> None:
+    def write(self, data: bytes) -> None:
+        """One piece, at whatever pace it is read."""
         self._pieces.append(data)
         size = len(data)
         self._bytes += size
@@ -184,6 +203,20 @@ class Flights:
         self._open: dict[object, Flight] = {}
         self._running: set[Flight] = set()  # a loop holds its tasks weakly
         self.held = 0
+        self.closed = False
+
+    @property
+    def running(self) -> int:
+        return len(self._running)
+
+    async def finish(self) -> None:
+        """End what still runs, so that it is settled while there is somebody to settle it."""
+        self.closed = True
+        tasks = [flight.task for flight in self._running if flight.task is not None]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=FINISH_S)
 
     def find(self, key: object) -> Flight | None:
         return self._open.get(key)

@@ -12,7 +12,7 @@ within one the order of the last use is the order of the ranks up to a factor of
 
 from collections.abc import Callable, Iterator
 
-from .entry import Entry
+from .entry import OVERHEAD, Entry
 
 _SHARDS = 256
 _BUCKETS = 64
@@ -34,11 +34,13 @@ class _Queue:
 
     def push(self, entry: Entry) -> None:
         """To the end of the list of its worth."""
-        size = entry.size
+        size = len(entry.body) + OVERHEAD
         # Without a price (a local model) all bytes are worth the same, and what is asked for often stays.
         worth = (entry.hits + 1) * (entry.cost_nanos or size) / size
         entry.rank = self.floor + worth
-        bucket = min(int(worth * _SCALE).bit_length(), _BUCKETS - 1)
+        bucket = int(worth * _SCALE).bit_length()
+        if bucket >= _BUCKETS:
+            bucket = _BUCKETS - 1
         entry.bucket = bucket
         entry.before = last = self.last[bucket]
         entry.after = None
@@ -126,7 +128,7 @@ class Memory:
     def put(self, entry: Entry, now_ns: int) -> bool:
         """Take it in, in place of one with its digest. False: it is larger than its tenant's share."""
         size = entry.size
-        if size > min(self._tenant_most, self._most):
+        if size > self._tenant_most or size > self._most:
             return False
         before = self._shards[entry.digest[0]].get(entry.digest)
         if before is not None:

@@ -1,6 +1,7 @@
 """Letting kept answers go on request: by entry, tag, model, key, route or tenant; a look first."""
 
 import asyncio
+from typing import Protocol
 
 import msgspec
 
@@ -8,6 +9,19 @@ from .entry import Entry
 from .memory import Memory
 
 LEAST_ENTRY = 8  # hex digits of an entry's key that have to be given
+
+
+class Kept(Protocol):
+    """What a purge looks at: an answer, or a question that has one."""
+
+    @property
+    def tenant(self) -> str: ...
+    @property
+    def key(self) -> str: ...
+    @property
+    def tags(self) -> str: ...
+    @property
+    def digest(self) -> bytes: ...
 
 
 class Purge(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -28,13 +42,17 @@ class Purge(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
         return ""
 
     def fits(self, entry: Entry) -> bool:
+        return self.matches(entry, entry.route, (entry.model, entry.served_model))
+
+    def matches(self, kept: Kept, route: str, models: tuple[str, ...]) -> bool:
+        """Whether this is one of those that lie under this route and model, or these names of it."""
         return (
-            (not self.route or entry.route == self.route)
-            and (not self.tenant or entry.tenant == self.tenant)
-            and (not self.model or self.model in (entry.model, entry.served_model))
-            and (not self.key or entry.key == self.key)
-            and (not self.tag or self.tag in entry.tags.split(","))
-            and (not self.entry or entry.digest.hex().startswith(self.entry))
+            (not self.route or route == self.route)
+            and (not self.tenant or kept.tenant == self.tenant)
+            and (not self.model or self.model in models)
+            and (not self.key or kept.key == self.key)
+            and (not self.tag or self.tag in kept.tags.split(","))
+            and (not self.entry or kept.digest.hex().startswith(self.entry))
         )
 
     @property

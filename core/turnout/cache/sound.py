@@ -9,9 +9,13 @@ from ..exchange import Headers, Usage
 FINISHED = frozenset(("stop", "tool_calls"))  # not: length, content_filter, or anything we do not know
 
 
+class _Message(msgspec.Struct):
+    audio: Any = None
+
+
 class _Choice(msgspec.Struct):
     finish_reason: Any = None
-    message: Any = None
+    message: _Message | None = None
 
 
 class _Answer(msgspec.Struct):
@@ -24,8 +28,9 @@ _decode_answer = msgspec.json.Decoder(_Answer).decode
 
 def is_sound(body: bytes, headers: Headers, surface: str) -> bool:
     """Whether it is one complete answer that may be given again."""
-    if any(name == b"content-encoding" and value != b"identity" for name, value in headers):
-        return False
+    for name, value in headers:
+        if name == b"content-encoding" and value != b"identity":
+            return False
     try:
         answer = _decode_answer(body)
     except (msgspec.DecodeError, RecursionError):
@@ -37,7 +42,7 @@ def is_sound(body: bytes, headers: Headers, surface: str) -> bool:
         return False
     message = choices[0].message
     # Audio is kept by the provider under a name, and not for long.
-    return surface != "chat" or (isinstance(message, dict) and message.get("audio") is None)
+    return surface != "chat" or (message is not None and message.audio is None)
 
 
 def usage_json(usage: Usage) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from .semantic.spec import Semantic
+
 # Fields that say who asks and how it is accounted for, not what is asked. They are part of the digest all the same,
 # because an upstream may look at them; a route that knows better leaves them out.
 Labels = Literal[
@@ -25,6 +27,9 @@ class CacheSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     """Off unless a route asks for it. Answers never pass from one tenant to another."""
 
     exact: Exact | None = None
+    # Answers are also given to who asks the same in other words. Its answers are kept as `exact` says; without that, as
+    # long as `semantic.ttl_s`.
+    semantic: Semantic | None = None
     # Those who ask the same at the same time share one upstream call. Not set: as `exact`.
     single_flight: bool | None = None
     # A temperature above 0 asks for an answer of one's own; `share` gives the same one to all.
@@ -32,8 +37,15 @@ class CacheSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     ignore: list[Labels] = []
 
     @property
+    def kept(self) -> Exact | None:
+        """How answers are kept; None: they are not."""
+        if self.exact is None and self.semantic is not None:
+            return Exact(ttl_s=self.semantic.ttl_s)
+        return self.exact
+
+    @property
     def shares(self) -> bool:
-        return self.exact is not None if self.single_flight is None else self.single_flight
+        return self.kept is not None if self.single_flight is None else self.single_flight
 
 
 class MemorySpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -41,9 +53,21 @@ class MemorySpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
     max_mb: Annotated[int, Meta(ge=1, le=1_000_000)] = 128
     tenant_share: Annotated[float, Meta(gt=0, le=1)] = 0.5  # the most of it that one tenant may hold
+    semantic_mb: Annotated[int, Meta(ge=1, le=1_000_000)] = 64  # questions and their vectors, beside the answers
+    disk_mb: Annotated[int, Meta(ge=1, le=1_000_000)] = (
+        512  # of the semantic cache in state.dir, where there is no Redis
+    )
 
     @property
     def bounds(self) -> tuple[int, int]:
         """Bytes of all, and of one tenant's part."""
-        most = self.max_mb << 20
+        return self._share(self.max_mb)
+
+    @property
+    def semantic_bounds(self) -> tuple[int, int]:
+        """The same of questions and vectors."""
+        return self._share(self.semantic_mb)
+
+    def _share(self, mb: int) -> tuple[int, int]:
+        most = mb << 20
         return most, int(most * self.tenant_share)

@@ -7,18 +7,21 @@ come in time or is not what was asked for is a miss, never an error.
 import asyncio
 import os
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import msgspec
 
 from .entry import Entry
 from .memory import Memory
+from .pouring import Live
 from .purge import Purge, purge
 
 # Longer than any pause of a loop, shorter than anybody likes to wait for a host that died. Renewed thrice in its time.
 LEASE_MS = 6_000
-TRIES = 4
-STALLED_S = 0.024  # Redis has 20 ms to answer; who hears of the end of them much later was busy himself
+# A store that does not answer in time gets this long when others wait for the same answer: then a second upstream call for the
+# same is dearer than waiting. With fewer its first silence counts.
+CROWD, PATIENT_S, LOOK_AGAIN_S = 2, 0.5, 0.002
 WAIT_MS = 1_500  # for another's answer, before it is looked again who is asking
 HANDED_MS = 2_000  # how long an answer that is not kept waits for those who were promised it
 MOST_BYTES = 1_000_000  # of a shared answer
@@ -30,16 +33,30 @@ class Leases(Protocol):
 
     @property
     def up(self) -> bool: ...
+    @property
+    def hopeful(self) -> bool:
+        """Whether it is up, or may be again in a moment."""
+
     def key(self, tag: str, *parts: str) -> bytes: ...
     async def get(self, key: bytes) -> bytes | None: ...
     async def set(self, key: bytes, value: bytes, ttl_ms: int, tell: bool = False) -> bool: ...
     async def wait(self, key: bytes, timeout_ms: int) -> bytes | None: ...
     async def lease(self, key: bytes, owner: bytes, ttl_ms: int) -> bool | None: ...
+    async def take(self, key: bytes, owner: bytes, ttl_ms: int, answer: bytes) -> tuple[bool | None, bytes | None]:
+        """`lease`, and the value of `answer`: what comes between the two is seen. Where there is a value the lease may be left."""
+
+    async def hand(self, key: bytes, owner: bytes, answer: bytes, value: bytes, ttl_ms: int) -> bool:
+        """`set`, and tell who waits; once it is stored `release` too."""
+
     async def release(self, key: bytes, owner: bytes) -> bool | None: ...
 
 
 class Tier(Leases, Protocol):
     name: str
+
+    @property
+    def live(self) -> Live | None:
+        """Where it hands on what is under way, too."""
 
     async def delete(self, key: bytes) -> int | None: ...
     async def purged(self, what: Purge) -> None:
@@ -56,46 +73,68 @@ def answer_key(tier: Tier, tag: str, digest: bytes) -> bytes:
 class Lease:
     """The right to ask for one answer, among all workers and hosts. It is renewed until `done`."""
 
-    def __init__(self, tier: Tier, tag: str, digest: bytes) -> None:
+    def __init__(self, tier: Tier, tag: str, digest: bytes, waiting: Callable[[], int] = lambda: 0) -> None:
+        """`waiting()`: how many wait for the answer with the one who asks."""
         self.tier = tier
+        self._waiting = waiting
         self.digest = digest
         self.answer = answer_key(tier, tag, digest)
         self.mine = False
-        self._key = tier.key(tag, "lease", digest.hex())
+        self.late = False  # it was not heard of at once
+        self.key = tier.key(tag, "lease", digest.hex())
         self._owner = os.urandom(12)
         self._asked = False
-        self._renewing: asyncio.Task[None] | None = None
+        self._renewal: asyncio.TimerHandle | None = None
+        self._renewing: asyncio.Task[bool | None] | None = None
 
-    async def take(self) -> bool | None:
-        """True: ours. False: another's. None: there is nobody to ask."""
+    async def take(self, look: bool) -> tuple[bool | None, bytes | None]:
+        """True: ours. False: another's, or left where it is. None: there is nobody to ask. `look`: and what is kept, None
+        if there is nothing."""
         loop = asyncio.get_running_loop()
         self._asked = True
-        for _ in range(TRIES):
-            began = loop.time()
-            mine = await self.tier.lease(self._key, self._owner, LEASE_MS)
-            # No answer in time may mean that we had no time to hear it: a thousand requests came in at once.
-            if mine is not None or not self.tier.up or loop.time() - began < STALLED_S:
+        end = loop.time() + PATIENT_S
+        while True:
+            value = None
+            if look:
+                mine, value = await self.tier.take(self.key, self._owner, LEASE_MS, self.answer)
+            else:
+                mine = await self.tier.lease(self.key, self._owner, LEASE_MS)
+            if mine is not None or not self.tier.hopeful or loop.time() > end:
                 break
+            await asyncio.sleep(LOOK_AGAIN_S)  # of a crowd the others come now
+            if self._waiting() < CROWD:
+                break
+            self.late = True
         self._asked = mine is None  # it may be ours without our knowing
         if mine:
             self.mine = True
-            self._renewing = loop.create_task(self._renew())
-        return mine
+            self._renewal = loop.call_later(LEASE_MS / 3000, self._renew)
+        return mine, value
 
-    async def _renew(self) -> None:
-        while True:
-            await asyncio.sleep(LEASE_MS / 3000)
-            await self.tier.lease(self._key, self._owner, LEASE_MS)
+    def _renew(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._renewal = loop.call_later(LEASE_MS / 3000, self._renew)
+        self._renewing = loop.create_task(self.tier.lease(self.key, self._owner, LEASE_MS))
 
     def done(self) -> None:
         """The call is over; who waits may still have to be told, then `release`."""
-        if self._renewing is not None:
-            self._renewing.cancel()
+        if self._renewal is not None:
+            self._renewal.cancel()
+
+    async def hand_on(self, value: bytes, ttl_ms: int) -> None:
+        """Put the answer there for those who wait, later if that is only not possible just now."""
+        tier = self.tier
+        while not (handed := await tier.hand(self.key, self._owner, self.answer, value, ttl_ms)):
+            if tier.up or not tier.hopeful:
+                break
+            await asyncio.sleep(LOOK_AGAIN_S)
+        if handed:
+            self.mine = self._asked = False
 
     async def release(self) -> None:
         if self.mine or self._asked:
             self.mine = self._asked = False
-            await self.tier.release(self._key, self._owner)
+            await self.tier.release(self.key, self._owner)
 
 
 class Shared(msgspec.Struct, array_like=True):
@@ -193,16 +232,33 @@ class OverRedis:
         self.set = depot.set
         self.wait = depot.wait
         self.lease = depot.lease
+        self.hand = depot.hand
         self.release = depot.release
 
     @property
     def up(self) -> bool:
         return self.depot.up
 
+    @property
+    def hopeful(self) -> bool:
+        return self.depot.hopeful
+
+    @property
+    def live(self) -> None:
+        """Between hosts the whole answer is handed on, at its end."""
+        return None
+
+    async def take(self, key: bytes, owner: bytes, ttl_ms: int, answer: bytes) -> tuple[bool | None, bytes | None]:
+        if time.monotonic() < self._look_s:
+            return await self.depot.take(key, owner, ttl_ms, answer)
+        taken, _ = await asyncio.gather(self.depot.take(key, owner, ttl_ms, answer), self._look())
+        return taken
+
     async def get(self, key: bytes) -> bytes | None:
-        if time.monotonic() >= self._look_s:
-            await self._look()
-        return await self.depot.get(key)
+        if time.monotonic() < self._look_s:
+            return await self.depot.get(key)
+        value, _ = await asyncio.gather(self.depot.get(key), self._look())  # one round for both
+        return value
 
     async def delete(self, key: bytes) -> int | None:
         return await self.depot.delete(key)

@@ -1,13 +1,15 @@
 """What a caller may say about the cache: only that it wants a fresher answer, or none of it kept. Pure."""
 
+import re
+from collections.abc import Iterable
+
 import msgspec
 
 from ..errors import Fault
-from ..exchange import Headers
 
 NAME = b"x-turnout-cache"
-_NAMES = frozenset((NAME, b"cache-control"))
-_WORDS = "off, read, refresh or max-age=SECONDS"
+NAMES = frozenset((NAME, b"cache-control"))
+_WORDS = "off, read, refresh, exact, sim=0..1 or max-age=SECONDS"
 MOST = 512  # bytes of a value
 
 
@@ -16,19 +18,22 @@ class Wish(msgspec.Struct, frozen=True):
     write: bool = True  # the answer may be kept, and shared with others who ask now
     max_age_ns: int = -1  # no older than this; -1: as old as the route allows
     only: bool = False  # nobody is to be asked upstream
+    exact: bool = False  # the answer to another question will not do
+    least: float = 0.0  # ... or only if their vectors' cosine is at least this
     reason: str = ""  # why nothing is read, for the header
 
 
 ANY = Wish()
+_SHARE = re.compile(r"(?:0(?:\.[0-9]{1,6})?|1(?:\.0{1,6})?)\Z")
 
 
-def wish_of(headers: Headers) -> Wish:
+def wish_of(headers: Iterable[tuple[bytes, bytes]]) -> Wish:
     """RFC 9111, 5.2.1, of `cache-control`: no-cache, no-store, max-age, only-if-cached; what would lower the bar
-    (max-stale) is passed over, and so is what is not known. `x-turnout-cache`: off, read, refresh, max-age. Raises Fault
-    bad_header for other words there."""
+    (max-stale) is passed over, and so is what is not known. `x-turnout-cache`: off, read, refresh, exact, sim, max-age.
+    Raises Fault bad_header for other words there."""
     out = ANY
     for name, value in headers:
-        if name in _NAMES:
+        if name in NAMES:
             own = name == NAME
             if len(value) > MOST:
                 raise Fault("bad_header", f"'{name.decode()}' is longer than {MOST} bytes")
@@ -53,6 +58,10 @@ def _add(wish: Wish, word: str, own: bool) -> Wish:
             return put(wish, write=False)
         if word == "refresh":
             return put(wish, read=False, reason=wish.reason or "refresh")
+        if word == "exact":
+            return put(wish, exact=True)
+        if name == "sim" and _SHARE.match(number):
+            return put(wish, least=max(wish.least, float(number)))
         raise Fault("bad_header", f"'{NAME.decode()}' must be {_WORDS}")
     if word == "no-cache":
         return put(wish, read=False, reason=wish.reason or "no-cache")

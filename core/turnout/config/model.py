@@ -84,6 +84,10 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         return max([self.listen.max_body_bytes, *(route.max_body_bytes or 0 for route in self.routes)])
 
     @property
+    def needs_semantic(self) -> bool:
+        return any(route.cache is not None and route.cache.semantic is not None for route in self.routes)
+
+    @property
     def needs_board(self) -> bool:
         """Whether workers share a cache, and have no Redis to do it through."""
         return self.state.shared is None and any(route.cache is not None for route in self.routes)

@@ -1,8 +1,9 @@
 """The admin listener: a second socket with a key of its own, answered by the supervisor for all workers.
 
 GET /healthz, GET /metrics (Prometheus), GET /admin/status, POST /admin/reload, GET /admin/routes and /admin/routes/NAME
-(what each worker would do with a request now), GET /admin/cache (hits by route and tenant), POST /admin/cache/purge
-(`dry=false` does it). A data key opens none of them.
+(what each worker would do with a request now), GET /admin/cache (hits by route and tenant), GET
+/admin/cache/semantic (what each worker's meters know), GET
+/admin/cache/calibration (PNG), POST /admin/cache/purge (`dry=false` does it). A data key opens none of them.
 """
 
 import asyncio
@@ -13,6 +14,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import msgspec
 
 from ..cache.purge import Purge
+from ..cache.semantic.plot import reliability
 from ..config.model import Admin as AdminSpec
 from ..errors import error_body
 from ..secret import Secret
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 HEAD_S = 5.0
 MOST_HEAD = 16 * 1024
 MOST_CONNECTIONS = 64
+ASK_S = 5.0
 PURGE_S = 30.0  # how long workers have to look through their caches
 
 
@@ -98,6 +101,10 @@ class Admin:
             return await self._explain(unquote(path.removeprefix("/admin/routes/")), url.query)
         if (method, path) == ("GET", "/admin/cache"):
             return 200, b"application/json", msgspec.json.encode(cache_view(await self._supervisor.snapshot()))
+        if (method, path) == ("GET", "/admin/cache/semantic"):
+            return await self._semantic(dict(parse_qsl(url.query)))
+        if (method, path) == ("GET", "/admin/cache/calibration"):
+            return await self._calibration(dict(parse_qsl(url.query)))
         if (method, path) == ("POST", "/admin/cache/purge"):
             return await self._purge(url.query)
         return _error(404, f"unknown request URL: {method[:20]} {path[:200]}", "unknown_url")
@@ -128,8 +135,27 @@ class Admin:
         if said := what.wrong():
             return _error(400, said, "bad_query")
         reports = await self._supervisor.ask("purge", msgspec.to_builtins(what), PURGE_S)
-        total = {name: sum(report[name] for report in reports.values()) for name in ("entries", "bytes")}
+        names = ("entries", "bytes", "questions")
+        total = {name: sum(report.get(name, 0) for report in reports.values()) for name in names}
         return 200, b"application/json", msgspec.json.encode({"dry": what.dry, **total, "workers": len(reports)})
+
+    async def _semantic(self, asked: dict[str, str]) -> tuple[int, bytes, bytes]:
+        """`?entry=` of one kept question."""
+        entry = asked.get("entry", "")
+        if entry and (said := Purge(entry=entry).wrong()):
+            return _error(400, said, "bad_query")
+        views = await self._supervisor.ask("semantic", {"entry": entry}, ASK_S)
+        return 200, b"application/json", msgspec.json.encode(_by_worker(views))
+
+    async def _calibration(self, asked: dict[str, str]) -> tuple[int, bytes, bytes]:
+        """`?route=&tenant=`: a picture of the worker that knows most; all know what the others knew seconds ago."""
+        what = {"calibration": asked.get("route", ""), "tenant": asked.get("tenant", "")}
+        views = await self._supervisor.ask("semantic", what, ASK_S)
+        rows = [row for view in views.values() for row in view.get("calibration", ()) if row["bins"]]
+        if not rows:
+            return _error(404, "nothing has been asked of a semantic cache there: name its `route`", "unknown_route")
+        best = max(rows, key=lambda row: sum(b["labels"] for b in row["bins"]))
+        return 200, b"image/png", reliability(best["bins"], best["threshold"])
 
     def _may(self, headers: dict[str, str]) -> bool:
         if self._key is None:  # only possible on a loopback address, see config/check.py

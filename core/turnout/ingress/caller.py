@@ -7,7 +7,7 @@ keeps the limits of the client's side: slow bodies, and streams whose first toke
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from types import CoroutineType
 from typing import Any
 
@@ -29,7 +29,7 @@ class AsgiCaller:
 
     __slots__ = (
         "_beat", "_beat_ns", "_body_done", "_closing", "_eager", "_extensions", "_held", "_length", "_pending", "_receive", "_send", "_watch", "early", "ended", "gone", "slow",
-        "started_ns", "task",
+        "started_ns", "stays", "task",
     )  # fmt: skip
 
     def __init__(
@@ -53,6 +53,7 @@ class AsgiCaller:
         self.ended = False
         self.gone = False  # the client left
         self.slow = False  # the client's body took too long
+        self.stays: Callable[[], bool] | None = None  # asked when the client has left, see `_heard`
         self._body_done = False
         self._held: Headers | None = None
         self._beat: asyncio.Task[None] | None = None
@@ -61,17 +62,23 @@ class AsgiCaller:
         self._pending: Any = None  # the future of the last piece, while that is not known to be through
         self._eager = False  # `send` begins when it is called, not when it is awaited
 
+    def body_nowait(self, most: int) -> bytes | None:
+        """The whole body where engine native has all of it; None: `read_body` waits for it. Raises Fault too_large."""
+        if self._length > most:
+            raise Fault("too_large", f"the request body is over the limit of {most} bytes")
+        if not self._extensions or "turnout.body" not in self._extensions:
+            return None
+        whole: bytes | None = self._receive.__self__.body()  # type: ignore[attr-defined]
+        if whole is not None:
+            if len(whole) > most:
+                raise Fault("too_large", f"the request body is over the limit of {most} bytes")
+            self._body_done = True
+        return whole
+
     async def read_body(self, most: int) -> bytes:
         """The whole body. Raises Fault too_large, truncated_body; never returns a part of it."""
         if self._length > most:
             raise Fault("too_large", f"the request body is over the limit of {most} bytes")
-        if self._extensions and "turnout.body" in self._extensions:
-            whole: bytes | None = self._receive.__self__.body()  # type: ignore[attr-defined]
-            if whole is not None:
-                if len(whole) > most:
-                    raise Fault("too_large", f"the request body is over the limit of {most} bytes")
-                self._body_done = True
-                return whole
         chunks: list[bytes] = []
         size = 0
         while True:
@@ -103,16 +110,21 @@ class AsgiCaller:
             headers.append((b"connection", b"close"))
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
-    async def reply(self, status: int, headers: Headers, body: bytes) -> None:
-        """A whole answer at once."""
+    def reply_nowait(self, status: int, headers: Headers, body: bytes) -> bool:
+        """A whole answer in one call, on engine native, which takes it without waiting. False: `reply` has to be awaited."""
+        if not self._extensions or "turnout.reply" not in self._extensions:
+            return False
         if self._closing:
             headers.append((b"connection", b"close"))
-        send: Any = self._send
-        if self._extensions and "turnout.reply" in self._extensions:
-            send.__self__.reply(status, headers, body)  # engine native: all of it in one call, nothing to wait for
+        self._send.__self__.reply(status, headers, body)  # type: ignore[attr-defined]
+        return True
+
+    async def reply(self, status: int, headers: Headers, body: bytes) -> None:
+        """A whole answer at once."""
+        if self.reply_nowait(status, headers, body):
             return
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": body, "more_body": False})
+        await self.start(status, headers)
+        await self._send({"type": "http.response.body", "body": body, "more_body": False})
 
     async def send(self, data: bytes, more: bool) -> None:
         """One piece of the body. Waits until the piece before it is through: so the client's pace holds us back."""
@@ -211,7 +223,7 @@ class AsgiCaller:
             event = {"type": "http.disconnect"}
         if event["type"] == "http.disconnect":
             self.gone = True
-            if self.task is not None:
+            if self.task is not None and not (self.stays is not None and self.stays()):
                 self.task.cancel()
         else:  # the closing empty body event that read_body did not wait for
             self._listen()

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from ..admit.keys import presented_key
+from ..cache.wish import NAMES as WISHES
 from ..clock import Clock
 from ..errors import Fault
 from ..exchange import Exchange, Headers, Receive, Send, Surface, Trace
@@ -28,11 +29,12 @@ SURFACES: dict[str, Surface] = {
 MODELS = "/v1/models"
 HEALTH = "/healthz"
 READY = "/readyz"
+FEEDBACK = "/v1/cache/feedback"
 
 # RFC 9110, 7.2 and RFC 3986, 3.2: a name, an IPv4 or a bracketed IPv6 address, and perhaps a port.
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?\Z")
 _TRACEPARENT = re.compile(rb"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})\Z")
-_AUTHORIZATION, _HOST_NAME, _LENGTH, _OTHER_KEY, _OWN, _ENCODING, _TRACE, _FORWARD = range(8)
+_AUTHORIZATION, _HOST_NAME, _LENGTH, _OTHER_KEY, _OWN, _ENCODING, _TRACE, _WISH, _FORWARD = range(9)
 # The request headers that are read; all others are passed over with one look-up.
 _READ: dict[bytes, int] = {
     b"authorization": _AUTHORIZATION,
@@ -42,12 +44,15 @@ _READ: dict[bytes, int] = {
     b"traceparent": _TRACE,
     **dict.fromkeys(KEY_HEADERS - {b"authorization"}, _OTHER_KEY),
     **dict.fromkeys(OWN_HEADERS, _OWN),
+    **dict.fromkeys(WISHES, _WISH),
     **dict.fromkeys(TO_UPSTREAM, _FORWARD),
 }
 MOST_HEADERS = 90  # hyper itself answers 431 without a body beyond 100: below that the words are ours
 # RFC 9110, 15.5.6: a 405 names what is allowed.
 _ALLOW_POST = ((b"allow", b"POST"),)
 _ALLOW_GET = ((b"allow", b"GET, HEAD"),)
+MOST_FEEDBACK = 4096
+MOST_HOSTS = 64  # names of this gateway that are remembered
 MOST_OWN = 512  # of an x-turnout header: they end up in logs and traces
 
 
@@ -63,6 +68,7 @@ class Endpoints:
         self._callers = callers
         self._loop = asyncio.get_running_loop()
         self._rng = rng
+        self._hosts: set[bytes] = set()  # valid ones, as they come again and again
         # Unique across restarts and workers, and cheap: a random start for the process, then a counter.
         self._ids = map(f"req_{os.urandom(8).hex()}%07x".__mod__, itertools.count(1))
 
@@ -71,7 +77,7 @@ class Endpoints:
         path = scope["path"]
         surface = SURFACES.get(path)
         if surface is None:
-            await self._small(scope, path, send)
+            await self._small(scope, path, receive, send)
             return
         started_ns = self._now()
         x = Exchange(
@@ -113,9 +119,9 @@ class Endpoints:
         if len(headers) > MOST_HEADERS:
             raise Fault("bad_header", f"more than {MOST_HEADERS} headers")
         for name, value in headers:
-            kind = _READ.get(name)
-            if kind is None:
+            if name not in _READ:
                 continue
+            kind = _READ[name]
             if kind == _AUTHORIZATION:
                 authorization = value
             elif kind == _HOST_NAME:
@@ -135,15 +141,24 @@ class Endpoints:
                     raise Fault("bad_encoding", "compressed request bodies are not accepted; send them as they are")
             elif kind == _TRACE:
                 self._traceparent(x, value)
+            elif kind == _WISH:
+                x.wishes = (*x.wishes, (name, value))
             else:
                 x.forward.append((name, value))
         if host is None:
             raise Fault("bad_host", "the Host header is missing")
-        if not _HOST.match(host):
-            raise Fault("bad_host", "the Host header is not valid")
+        if host not in self._hosts:
+            self._check_host(host)
         if self.sample and x.trace is None and self._rng.random() < self.sample:
             x.trace = Trace(f"{self._rng.getrandbits(128) or 1:032x}", "")
         return presented_key(authorization, other), length
+
+    def _check_host(self, host: bytes) -> None:
+        if not _HOST.match(host):
+            raise Fault("bad_host", "the Host header is not valid")
+        if len(self._hosts) == MOST_HOSTS:
+            self._hosts.clear()
+        self._hosts.add(host)
 
     def _traceparent(self, x: Exchange, value: bytes) -> None:
         """A sampled W3C trace context is carried on when traces are exported; anything malformed is ignored."""
@@ -173,11 +188,18 @@ class Endpoints:
 
     # ---- what is not a model surface
 
-    async def _small(self, scope: dict[str, Any], path: str, send: Send) -> None:
+    async def _small(self, scope: dict[str, Any], path: str, receive: Receive, send: Send) -> None:
         method = scope["method"]
         try:
             x = Exchange(id=next(self._ids), surface=_NONE, started_ns=self._now(), wall_ns=0, config_version=0)
-            key, _ = self._read_head(x, scope)
+            key, length = self._read_head(x, scope)
+            if path == FEEDBACK:
+                if method != "POST":
+                    raise Fault("bad_method", f"{method[:20]} is not allowed here; use POST", headers=_ALLOW_POST)
+                who = self.flow.keyring.admit(key)
+                body = await AsgiCaller(receive, send, length, x.started_ns, None, False).read_body(MOST_FEEDBACK)
+                await _answer(send, 200, {"known": self.flow.feedback(who.tenant, body)}, x.id)
+                return
             if path in (HEALTH, READY):
                 if method not in ("GET", "HEAD"):
                     raise Fault("bad_method", f"{method[:20]} is not allowed here; use GET", headers=_ALLOW_GET)

@@ -6,8 +6,10 @@ more worker's (route/share.py).
 """
 
 import asyncio
+import importlib
 import os
 import secrets
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +37,10 @@ SNAPSHOT_S = 10.0
 AT_ONCE = 16  # hosts' reports in one reply: some 10 KB each, and a reply has a deadline
 KEPT_MS = 3_600_000  # in Redis, after the last host
 FILE = "routing.statistics"
+LOADING_S = (
+    0.0005  # a thread that loads lets the loop have its turn after so long; usual are 5 ms, for each time it sleeps
+)
+_ROOM = "turnout.state"
 
 
 class Sharing:
@@ -183,9 +189,15 @@ class Sharing:
 
 
 def load(config: Config) -> None:
-    """Load the client of Redis, which takes a while, if this config needs it."""
-    if config.state.shared is not None:
-        from ..state import depot  # noqa: F401
+    """Load the client of Redis, if this config needs it. That takes most of a second: for a thread of its own."""
+    if config.state.shared is None or f"{_ROOM}.depot" in sys.modules:
+        return
+    usual_s = sys.getswitchinterval()
+    sys.setswitchinterval(LOADING_S)
+    try:
+        importlib.import_module(f"{_ROOM}.depot")
+    finally:
+        sys.setswitchinterval(usual_s)
 
 
 def make(spec: RedisSpec, rng: Random) -> "Depot":

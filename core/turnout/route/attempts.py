@@ -34,6 +34,9 @@ class Try(msgspec.Struct, frozen=True):
     cause: str  # first | fallback | retry | hedge
 
 
+_BEST = Try(0, "first")  # what nearly every request begins with
+
+
 class Wait(msgspec.Struct, frozen=True):
     until_ns: int
 
@@ -59,7 +62,8 @@ class Attempts:
         self, targets: Sequence[Target], retries_max: int, budget: RetryBudget, deadline_ns: int, rng: Random
     ) -> None:
         self.targets = targets
-        self._open = list(range(len(targets)))  # not tried yet, best first
+        n = len(targets)
+        self._open = [0] if n == 1 else list(range(n))  # not tried yet, best first
         self._ready_ns: dict[int, int] = {}  # failed here, may be tried again from then on
         self._faults: list[Fault] = []
         self._final: Fault | None = None
@@ -79,7 +83,7 @@ class Attempts:
             if health.allows(now_ns) and health.taken(now_ns):
                 self._open.remove(i)
                 self._tries += 1
-                return Try(i, "fallback" if self._tries > 1 else "first")
+                return Try(i, "fallback" if self._tries > 1 else "first") if i or self._tries > 1 else _BEST
         if not self._tries and not self._ready_ns:
             return self._last_resort(now_ns)
         return self._again(now_ns)

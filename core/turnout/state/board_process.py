@@ -4,6 +4,8 @@ one host keep for each other, where no Redis is configured.
 It knows values by keys and nothing of what they mean. Values have a time and a bound in bytes, the least recently used go
 first. A lease belongs to the connection that took it and ends with it, so a worker that is killed holds nobody up: who
 waits for its answer hears of that at once. It keeps nothing on disk.
+
+What a holder pours under its lease goes to all who follow it, from the start (pours.py).
 """
 
 import asyncio
@@ -17,6 +19,7 @@ from typing import Any, cast
 import msgspec
 
 from .link import TooLarge, frame, is_ours, listener_of, messages
+from .pours import Pours
 
 MOST_BYTES = 48 * 1024 * 1024  # of one message
 MOST_UNSENT = 64 * 1024 * 1024  # a worker that does not read is let go
@@ -37,6 +40,7 @@ class Notices:
         self._values: OrderedDict[bytes, tuple[bytes, float]] = OrderedDict()  # value, until when
         self._leases: dict[bytes, tuple[object, bytes, float]] = {}  # peer, owner, until when
         self._waiting: dict[bytes, list[tuple[object, int, float]]] = {}
+        self.pours = Pours(say)
         self.bytes = 0
 
     def take(self, peer: object, message: list[Any], now: float) -> None:
@@ -69,6 +73,13 @@ class Notices:
             if mine:
                 del self._leases[key]
             self._say(peer, number, mine)
+        elif what == "follow":
+            held = self._leases.get(key)
+            self.pours.follow(peer, number, key, message[3], held[0] if held is not None else None)
+        elif what == "pour":
+            self.pours.pour(peer, key, *message[3:])
+        elif what == "unfollow":
+            self.pours.unfollow(peer, number, key, message[3])
         elif what == "delete":
             self._say(peer, number, self._drop(key))
         elif what == "flush":
@@ -101,6 +112,7 @@ class Notices:
                 if waiter is not peer:
                     self._say(waiter, number, None)
             del self._waiting[key]
+        self.pours.forget(peer)
 
     def _get(self, key: bytes, now: float) -> bytes | None:
         found = self._values.get(key)

@@ -22,11 +22,24 @@ from .seal import seal, unseal
 from .spec import CLUSTER, RedisSpec, where
 
 MOST_VALUE_BYTES = 1024 * 1024  # all share one connection: more would hold the others up for longer than a deadline
+HOPE_S = 0.5
 POLL_S = 0.25  # a wake-up may get lost with a connection
 _LEASE = """local have = redis.call('GET', KEYS[1])
 if have == ARGV[1] then redis.call('PEXPIRE', KEYS[1], ARGV[2]) return 1 end
 if have then return 0 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]) return 1"""
+# A value that is there is worth more than the lease, which then stays free. Of another type it is none.
+_TAKE = """local value = redis.pcall('GET', KEYS[2])
+if type(value) == 'string' then return {0, value} end
+local have = redis.call('GET', KEYS[1])
+if have == ARGV[1] then redis.call('PEXPIRE', KEYS[1], ARGV[2]) return {1} end
+if have then return {0} end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]) return {1}"""
+# The lease is given back whatever becomes of the value: who waits has to look after himself then.
+_HAND = """local stored = redis.pcall('SET', KEYS[2], ARGV[2], 'PX', ARGV[3])
+redis.call('PUBLISH', KEYS[2], '')
+if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
+return stored"""
 _RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
 
 
@@ -55,7 +68,11 @@ class Depot:
             async def dial() -> Wire | Wrong:
                 return await dialer.dial(node)
 
-            return Lane(dial, spec.operation_ms / 1e3, rng, self.count, lost)
+            def gone() -> None:
+                lost()
+                self._ear.wake()  # who waits for others' answers has to look after himself now
+
+            return Lane(dial, spec.operation_ms / 1e3, rng, self.count, gone)
 
         self._nodes: Nodes
         if place.kind == CLUSTER:
@@ -70,6 +87,11 @@ class Depot:
     def up(self) -> bool:
         """Whether it is worth asking: a connection stands and answers in time."""
         return self._nodes.up
+
+    @property
+    def hopeful(self) -> bool:
+        """Whether it is up, or was a moment ago: a server without a processor for a while looks like one that is dead."""
+        return self._nodes.up or perf_counter() - self._nodes.opened_at < HOPE_S
 
     @property
     def opens(self) -> int:
@@ -147,6 +169,24 @@ class Depot:
         """Take it, or hold it longer. True: `owner` has it. False: somebody else has. None: not available."""
         said = await self.script(_LEASE, (key,), (owner, ttl_ms))
         return said == 1 if isinstance(said, int) else None
+
+    async def take(self, key: bytes, owner: bytes, ttl_ms: int, answer: bytes) -> tuple[bool | None, bytes | None]:
+        """As `get(answer)` and, where there is nothing, `lease`: (whether `owner` has it, the value)."""
+        said = await self.script(_TAKE, (key, answer), (owner, ttl_ms))
+        if not isinstance(said, list) or not said:
+            return None, None
+        value = None
+        if len(said) > 1 and (value := unseal(answer, said[1])) is None:
+            self.count("garbage")
+            return await self.lease(key, owner, ttl_ms), None
+        return said[0] == 1, value
+
+    async def hand(self, key: bytes, owner: bytes, answer: bytes, value: bytes, ttl_ms: int) -> bool:
+        """As `set(answer, tell=True)` and `release`."""
+        if len(value) > MOST_VALUE_BYTES:
+            self.count("large")
+            return False
+        return await self.script(_HAND, (key, answer), (owner, seal(answer, value), ttl_ms)) == b"OK"
 
     async def release(self, key: bytes, owner: bytes) -> bool | None:
         """Give it back. True: `owner` had it. False: it was not his (any more)."""

@@ -43,6 +43,12 @@ class Ear:
                 del self._waiting[channel]
                 self._say(b"UNSUBSCRIBE", channel)
 
+    def wake(self) -> None:
+        """Everybody: what they wait for will not come this way."""
+        for events in self._waiting.values():
+            for event in events:
+                event.set()
+
     def _say(self, command: bytes, channel: bytes) -> None:
         self._news.append((command, channel))
         self._more.set()

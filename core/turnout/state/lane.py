@@ -1,7 +1,8 @@
 """A lane: one connection to one node of Redis for all who ask in this process, its deadlines and its breaker.
 
 What is asked in one turn of the loop goes out in one write; replies come in the order of the questions. Nobody waits longer
-than `operation_s`. The breaker is the connection itself: it is there and answers in time (closed), or it is not (open), and
+than `operation_s` for the server. Time in which our own loop was busy is not held against it: the deadline runs from the
+write, and who is overdue gets some turns of the loop more, in which what has come is read. The breaker is the connection itself: it is there and answers in time (closed), or it is not (open), and
 then questions are answered at once and a task dials again, with jitter. A new connection has to answer once before it counts,
 so no caller is ever the probe. It opens when the connection breaks, and when nothing came in time for `STALLED` deadlines.
 
@@ -21,6 +22,9 @@ Reply = int | bytes | list["Reply"] | None
 Future = asyncio.Future["Reply | Wrong"]
 
 STALLED = 3  # deadlines in a row with no answer in time: a pause of the server or the network is often as long as one
+# Of the loop, before somebody is overdue: one to read what has come, one to wake the reader, one that had already begun.
+# An idle loop makes them within the deadline.
+TURNS, TURN_S = 3, 0.001
 MOST_WAITING = 1024  # questions without a reply: 20 ms of 50,000 a second
 MOST_UNSENT = 8 * 1024 * 1024
 AGAIN_S = 0.05  # until the first try to dial again, doubled for each that fails
@@ -58,6 +62,15 @@ def pack(args: tuple[bytes, ...]) -> bytes:
     return b"*%d\r\n%b" % (len(args), b"".join([b"$%d\r\n%b\r\n" % (len(arg), arg) for arg in args]))
 
 
+class Batch:
+    """What goes out in one write."""
+
+    __slots__ = ("since",)
+
+    def __init__(self) -> None:
+        self.since = 0.0  # it was asked, later: written
+
+
 class Lane:
     """`ask` from callbacks of the loop it was made in. `close` it."""
 
@@ -78,12 +91,17 @@ class Lane:
         self._loop = asyncio.get_running_loop()
         self.up = False
         self.opens = 0  # times that the breaker opened
+        self.opened_at = 0.0  # by perf_counter, the last time
         self._unsent: list[bytes] = []
         self._unsent_bytes = 0
         self._more = asyncio.Event()
-        self._waiting: deque[tuple[Future, float]] = deque()  # since when, oldest first; done ones are overdue or left
+        self._batch = Batch()  # not written yet
+        self._waiting: deque[tuple[Future, Batch]] = deque()  # oldest first; done ones are overdue or left
         self._timer: asyncio.TimerHandle | None = None
-        self._late_since = 0.0  # no answer in time since then; 0: there was one
+        self._turns = 0  # that the overdue have had
+        self._due = 0.0  # what was written before this is overdue
+        self._missed = 0  # deadlines in a row with no answer in time
+        self._missed_at = 0.0
         self._renewed_at = 0.0
         self._why = ""
         self._reading: asyncio.Task[None] | None = None
@@ -97,12 +115,14 @@ class Lane:
         elif len(self._waiting) >= MOST_WAITING or self._unsent_bytes > MOST_UNSENT:
             future.set_result(BUSY)
         else:
+            if not self._unsent:
+                self._batch.since = perf_counter()
+                self._more.set()
             self._unsent.append(command)
             self._unsent_bytes += len(command)
-            self._waiting.append((future, perf_counter()))
-            self._more.set()
+            self._waiting.append((future, self._batch))
             if self._timer is None:
-                self._timer = self._loop.call_later(self._operation_s, self._overdue)
+                self._timer = self._loop.call_later(self._operation_s - TURNS * TURN_S, self._overdue)
         return future
 
     def renew(self, why: str) -> None:
@@ -120,21 +140,32 @@ class Lane:
 
     def _overdue(self) -> None:
         """Answer those whose time is over, wake up again for the next."""
-        self._timer = None
         now = perf_counter()
-        over = now - self._operation_s + 0.0005  # a turn of the loop's timer
-        left: float | None = None
-        for future, since in self._waiting:
-            if since > over:
-                left = since + self._operation_s - now
+        if self._turns == 0:
+            self._due = now + TURNS * TURN_S - self._operation_s + 0.0005  # the timer's own turn
+        self._turns += 1
+        if self._turns <= TURNS:
+            self._timer = self._loop.call_later(TURN_S, self._overdue)
+            return
+        self._timer = None
+        self._turns = 0
+        left_s = self._operation_s
+        late = False
+        for future, batch in self._waiting:
+            if batch.since > self._due:
+                left_s = batch.since + self._operation_s - now
                 break
+            late = True
             if not future.done():
                 future.set_result(LATE)
-                self._late_since = self._late_since or since
-        if self._waiting and self._late_since and now - self._late_since > STALLED * self._operation_s:
-            self._break("timeout")
-        elif left is not None or self._waiting:
-            self._timer = self._loop.call_later(self._operation_s if left is None else max(left, 0.001), self._overdue)
+        if late and now - self._missed_at > 0.9 * self._operation_s:
+            self._missed += 1
+            self._missed_at = now
+            if self._missed >= STALLED:
+                self._break("timeout")
+                return
+        if self._waiting:
+            self._timer = self._loop.call_later(max(left_s - TURNS * TURN_S, TURN_S), self._overdue)
 
     def _break(self, why: str) -> None:
         if self._reading is not None:
@@ -187,8 +218,9 @@ class Lane:
     def _go_down(self) -> None:
         if self.up:
             self.opens += 1
+            self.opened_at = perf_counter()
         self.up = False
-        self._late_since = 0.0
+        self._missed = self._turns = 0
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -207,6 +239,8 @@ class Lane:
             data = b"".join(self._unsent)
             self._unsent.clear()
             self._unsent_bytes = 0
+            self._batch.since = perf_counter()
+            self._batch = Batch()
             if (wrong := await wire.send(data)) is not None:
                 self._why = self._why or wrong.kind
                 return
@@ -217,8 +251,9 @@ class Lane:
             if (isinstance(reply, Wrong) and reply.broken) or not self._waiting:
                 self._why = self._why or (reply.kind if isinstance(reply, Wrong) else "garbage")
                 return
-            future, since = self._waiting.popleft()
+            future, batch = self._waiting.popleft()
             if not future.done():
                 future.set_result(reply)
-            if perf_counter() - since < self._operation_s:
-                self._late_since = 0.0
+                self._missed = 0
+            elif perf_counter() - batch.since < self._operation_s:  # who asked has left
+                self._missed = 0

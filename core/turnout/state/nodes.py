@@ -20,6 +20,8 @@ class Nodes(Protocol):
     def up(self) -> bool: ...
     @property
     def opens(self) -> int: ...
+    @property
+    def opened_at(self) -> float: ...
     def lane(self, key: bytes) -> Lane | None: ...
     def moved(self, to: Node) -> Lane | None: ...
     def some(self) -> Node | None: ...
@@ -39,6 +41,10 @@ class One:
     @property
     def opens(self) -> int:
         return self._lane.opens
+
+    @property
+    def opened_at(self) -> float:
+        return self._lane.opened_at
 
     def lane(self, key: bytes) -> Lane | None:
         return self._lane
@@ -86,6 +92,10 @@ class Cluster:
     @property
     def opens(self) -> int:
         return self._opened + sum(lane.opens for lane in self._lanes.values())
+
+    @property
+    def opened_at(self) -> float:
+        return max((lane.opened_at for lane in self._lanes.values()), default=0.0)
 
     def lane(self, key: bytes) -> Lane | None:
         slot = slot_of(key)

@@ -83,7 +83,7 @@ def usd(nanos: int) -> str:
 
 def millis(ns: int) -> float:
     """Nanoseconds as milliseconds, to the microsecond."""
-    return round(ns / 1e6, 3)
+    return (ns + 500) // 1000 / 1000
 
 
 def final(attempts: list[Attempt]) -> Attempt | None:

@@ -1,6 +1,6 @@
 """Prometheus metrics of one worker, and the sum over all of them.
 
-A worker only counts: one look-up per request in a dict of series, then additions. The supervisor asks every worker for
+A worker only counts: one call of native.Tally per request. The supervisor asks every worker for
 a snapshot, adds them up and writes the text. Names and labels are in `FAMILIES`, once.
 """
 
@@ -11,6 +11,9 @@ import msgspec
 
 from ..errors import TIMEOUTS
 from ..exchange import Exchange, stands_in_for
+from ..native import Tally
+from .record import context
+from .ring import Ring
 
 # A hostile client can make up model names on a route that passes them on: beyond this many series they share one.
 MOST_SERIES = 2_000
@@ -22,6 +25,13 @@ OURS = (0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 
 WAITS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1)
 
 _SERVED = ("route", "surface", "provider", "model")
+# What native.Tally has histograms of, in its order.
+_SPREADS = (
+    "turnout_request_duration_seconds",
+    "turnout_overhead_seconds",
+    "turnout_ttft_seconds",
+    "turnout_inter_token_seconds",
+)
 
 # name -> (type, label names, help). Histograms carry their bounds as a fourth.
 FAMILIES: dict[str, tuple[str, tuple[str, ...], str, tuple[float, ...]]] = {
@@ -95,6 +105,36 @@ FAMILIES: dict[str, tuple[str, tuple[str, ...], str, tuple[float, ...]]] = {
     "turnout_cache_garbage_total": ("counter", ("backend",), "Shared values that were not what they should be", ()),
     "turnout_cache_bytes": ("gauge", (), "Memory of kept answers", ()),
     "turnout_cache_entries": ("gauge", (), "Kept answers", ()),
+    "turnout_cache_false_hit_rate": (
+        "gauge",
+        ("route", "tenant", "bound"),
+        "Wrong answers of the semantic cache over all requests it looked at: estimate, and its 95 % interval (low, high)",
+        (),
+    ),
+    "turnout_semantic_total": (
+        "counter",
+        ("route", "outcome"),
+        "Semantic look-ups: hit, hit-deep, far, score, score-deep, gone, or bypass-REASON",
+        (),
+    ),
+    "turnout_semantic_late_total": ("counter", ("route",), "Second looks that did not come in time", ()),
+    "turnout_semantic_labels_total": (
+        "counter",
+        ("route", "kind", "verdict"),
+        "Hits asked again (check), misses near a kept question (miss) and users' words (feedback): right, wrong, unclear",
+        (),
+    ),
+    "turnout_semantic_threshold": ("gauge", ("route", "tenant"), "Score from which on an answer is given", ()),
+    "turnout_semantic_alarm": (
+        "gauge",
+        ("route", "tenant"),
+        "1: drift, or the budget of wrong answers is not held",
+        (),
+    ),
+    "turnout_semantic_bytes": ("gauge", (), "Memory of questions and their vectors", ()),
+    "turnout_semantic_scopes": ("gauge", (), "Scopes in memory", ()),
+    "turnout_semantic_evictions_total": ("counter", ("what",), "Questions (item) and scopes that made room", ()),
+    "turnout_semantic_errors_total": ("counter", ("kind",), "What went wrong with the books of the semantic cache", ()),
     "turnout_cache_backend_seconds": ("histogram", ("backend", "operation"), "Looking up and keeping answers", OURS),
     "turnout_guard_total": ("counter", ("route", "outcome"), "Guardrail outcomes", ()),
     "turnout_faults_total": ("counter", ("route", "kind"), "Requests that ended badly", ()),
@@ -140,31 +180,12 @@ class Histogram:
         self.total += seconds
 
 
-class _Series:
-    """Everything counted for requests of one (route, surface, provider, model)."""
-
-    __slots__ = (
-        "cached", "completion", "cost_nanos", "duration", "estimated", "gap", "ours", "prompt", "reasoning", "stages", "statuses",
-        "ttft", "usual",
-    )  # fmt: skip
-
-    def __init__(self) -> None:
-        self.statuses: dict[int, int] = {}
-        self.duration = Histogram(SECONDS)
-        self.ttft = Histogram(SECONDS)
-        self.gap = Histogram(GAPS)
-        self.ours = Histogram(OURS)
-        self.stages = [0, 0, 0, 0, 0]  # ns of admit, parse, route, upstream, answer
-        # account, cache and guard outcome -> requests that one first attempt served: no counter of its own for each
-        self.usual: dict[Labels, int] = {}
-        self.prompt = self.completion = self.cached = self.reasoning = self.cost_nanos = self.estimated = 0
-
-
 class Metrics:
-    """The counters of one worker."""
+    """The counters of one worker. What is counted leaves its record in `ring` too, where there is one."""
 
-    def __init__(self) -> None:
-        self._served: dict[Labels, _Series] = {}
+    def __init__(self, ring: Ring | None = None, worker: int = 0) -> None:
+        self._worker = worker
+        self._tally = Tally(ring, (SECONDS, OURS, SECONDS, GAPS), MOST_SERIES)
         self._counts: dict[str, dict[Labels, float]] = {}
         self._spreads: dict[str, dict[Labels, Histogram]] = {}
 
@@ -188,52 +209,22 @@ class Metrics:
             values[labels] = by
 
     def observe(self, x: Exchange) -> None:
-        """Count one exchange that has ended."""
+        """Count one exchange that has ended, and record it."""
         route = x.route.name if x.route else ""
         tries = x.attempts
-        last = tries[-1] if tries else None
-        labels = (route, x.surface.name, last.provider if last else "", last.model if last else "")
-        series = self._served.get(labels)
-        if series is None:
-            if len(self._served) >= MOST_SERIES:
-                labels = (*labels[:3], "other")
-            series = self._served.setdefault(labels, _Series())
-        statuses = series.statuses
-        statuses[x.status] = statuses.get(x.status, 0) + 1
-        # Both written out: this is the dearest part of what a request costs after its answer.
-        took = (x.ended_ns - x.started_ns) / 1e9
-        spread = series.duration
-        spread.counts[bisect_left(SECONDS, took)] += 1
-        spread.total += took
-        if x.head_ns:
-            took = max(0, x.head_ns - x.started_ns - x.upstream_ns) / 1e9
-            spread = series.ours
-            spread.counts[bisect_left(OURS, took)] += 1
-            spread.total += took
-        if x.stream and x.first_content_ns:
-            series.ttft.observe((x.first_content_ns - x.started_ns) / 1e9)
-            if x.chunks > 1:
-                series.gap.observe((x.ended_ns - x.first_content_ns) / 1e9 / (x.chunks - 1))
-        usage = x.usage
-        if usage is not None:
-            series.prompt += usage.prompt
-            series.completion += usage.completion
-            series.cached += usage.cached
-            series.reasoning += usage.reasoning
-            series.estimated += usage.estimated
-            series.cost_nanos += x.cost_nanos
-        if x.routed_ns:
-            stages = series.stages
-            stages[0] += x.admitted_ns - x.started_ns
-            stages[1] += x.parsed_ns - x.admitted_ns
-            stages[2] += x.routed_ns - x.parsed_ns
-            stages[3] += x.upstream_ns
-            stages[4] += max(0, x.ended_ns - x.routed_ns - x.upstream_ns)
-        if len(tries) == 1 and x.fault is None and last is not None and not last.reason:
-            outcome = (last.account, x.cache, x.guard)
-            series.usual[outcome] = series.usual.get(outcome, 0) + 1
+        usual = None
+        if not tries:
+            labels = (route, x.surface.name, "", "")
+            if x.fault is None:
+                usual = ""
         else:
+            last = tries[-1]
+            labels = (route, x.surface.name, last.provider, last.model)
+            if len(tries) == 1 and x.fault is None and not last.reason:
+                usual = last.account
+        if usual is None:
             self._observe_unusual(x, route)
+        self._tally.settle(labels, usual, context(x, self._worker), x)
 
     def _observe_unusual(self, x: Exchange, route: str) -> None:
         for a in x.attempts:
@@ -260,26 +251,23 @@ class Metrics:
             out.setdefault(name, {})
         for name, spreads in self._spreads.items():
             out[name].update((labels, [*h.counts, h.total]) for labels, h in spreads.items())
-        for labels, s in self._served.items():
-            for status, n in s.statuses.items():
+        for labels, statuses, spreads, stages, sums, usual in self._tally.rows():
+            for status, n in statuses:
                 out["turnout_requests_total"][(*labels, str(status))] = n
-            for name, h in (
-                ("turnout_request_duration_seconds", s.duration),
-                ("turnout_ttft_seconds", s.ttft),
-                ("turnout_inter_token_seconds", s.gap),
-                ("turnout_overhead_seconds", s.ours),
-            ):
-                if any(h.counts):
-                    out[name][labels] = [*h.counts, h.total]
-            for kind in ("prompt", "completion", "cached", "reasoning"):
-                out["turnout_tokens_total"][(*labels, kind)] = getattr(s, kind)
-            out["turnout_cost_usd_total"][labels] = s.cost_nanos / 1e9
-            out["turnout_estimated_total"][labels] = s.estimated
+            for name, (counts, total) in zip(_SPREADS, spreads, strict=True):
+                if any(counts):
+                    out[name][labels] = [*counts, total]
+            *tokens, estimated, cost_nanos = sums
+            for kind, n in zip(("prompt", "completion", "cached", "reasoning"), tokens, strict=True):
+                out["turnout_tokens_total"][(*labels, kind)] = n
+            out["turnout_cost_usd_total"][labels] = cost_nanos / 1e9
+            out["turnout_estimated_total"][labels] = estimated
             route, _, provider, model = labels
-            for stage, ns in zip(("admit", "parse", "route", "upstream", "answer"), s.stages, strict=True):
+            for stage, ns in zip(("admit", "parse", "route", "upstream", "answer"), stages, strict=True):
                 _more(out["turnout_stage_seconds_total"], (route, stage), ns / 1e9)
-            for (account, cache, guard), n in s.usual.items():
-                _more(out["turnout_attempts_total"], (route, provider, account, model, "first", "ok"), n)
+            for (account, cache, guard), n in usual:
+                if provider:  # else nobody had to be asked
+                    _more(out["turnout_attempts_total"], (route, provider, account, model, "first", "ok"), n)
                 _more(out["turnout_cache_total"], (route, cache.partition(";")[0]), n)
                 _more(out["turnout_guard_total"], (route, guard), n)
         return {name: values for name, values in out.items() if values}
@@ -305,8 +293,12 @@ def decode(data: bytes) -> Snapshot:
     return out
 
 
+# What every worker says of the same thing.
+LARGEST = frozenset(("turnout_cache_false_hit_rate", "turnout_semantic_threshold", "turnout_semantic_alarm"))
+
+
 def add(snapshots: Iterable[Snapshot]) -> Snapshot:
-    """The sum. Gauges add up too: each worker has its own part of them."""
+    """The sum. Gauges add up too, each worker has its own part of them; but for LARGEST."""
     out: Snapshot = {}
     for snapshot in snapshots:
         for name, values in snapshot.items():
@@ -318,7 +310,7 @@ def add(snapshots: Iterable[Snapshot]) -> Snapshot:
                 elif isinstance(value, list) and isinstance(have, list):
                     into[labels] = [a + b for a, b in zip(have, value, strict=True)]
                 elif not isinstance(value, list) and not isinstance(have, list):
-                    into[labels] = have + value
+                    into[labels] = max(have, value) if name in LARGEST else have + value
     return out
 
 

@@ -24,6 +24,7 @@ class Ring:
             os.ftruncate(fd, HEAD + size)
         self._map = mmap.mmap(fd, HEAD + size)
         self._words = memoryview(self._map)[:HEAD].cast("Q")
+        self.memory = memoryview(self._map)[: HEAD + size]  # for a native writer (native/src/kernels/tally.rs)
         self._size = size
 
     def put_nowait(self, record: bytes) -> bool:
@@ -88,4 +89,5 @@ class Ring:
 
     def close(self) -> None:
         self._words.release()
+        self.memory.release()
         self._map.close()

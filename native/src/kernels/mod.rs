@@ -1,5 +1,6 @@
-//! Kernels: bytes in, bytes or numbers out; no callbacks, no I/O. `answer`, `canonical`, `counters`, `meaning`, `scan` and
-//! `sse` have a twin of the same name in `turnout/twin/`; `chunk`, `json` and `lines` are what they are made of.
+//! Kernels: bytes in, bytes or numbers out; no callbacks, no I/O. `answer`, `canonical`, `counters`, `meaning`, `rows`, `scan`,
+//! `sse` and `tally` have a twin of the same name in `turnout/twin/`; `chunk`, `json`, `lines`, `pack` and `unpack` are what
+//! they are made of.
 
 pub mod answer;
 pub mod canonical;
@@ -8,5 +9,9 @@ pub mod counters;
 pub mod json;
 pub mod lines;
 pub mod meaning;
+pub mod pack;
+pub mod rows;
 pub mod scan;
 pub mod sse;
+pub mod tally;
+pub mod unpack;

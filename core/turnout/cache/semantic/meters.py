@@ -1,0 +1,174 @@
+"""The meters of a worker: one for each tenant on each route with a semantic cache. They are written down, and what other
+workers wrote is taken in, so that all hold to what all have seen. And the latest decisions, for people to look at."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from .books import Books
+from .meter import Meter
+from .spec import Semantic
+
+SHARE_S = 5.0  # between two exchanges with the others
+LATEST = 20  # decisions of each kind, of each meter
+HOUR_NS = 3_600_000_000_000
+
+
+class Seen(msgspec.Struct, frozen=True):
+    """One decision: two questions, whether one answer did for both, and how that is known."""
+
+    asked: str
+    kept: str
+    score: float
+    bar: float
+    outcome: str
+
+
+class _Room:
+    """One tenant on one route."""
+
+    def __init__(self, meter: Meter, spec: Semantic, factory: float) -> None:
+        self.meter = meter
+        self.made_for = (spec.max_false_hit_rate, spec.profile, spec.checks, factory)
+        self.near: deque[Seen] = deque(maxlen=LATEST)  # just not served
+        self.wrong: deque[Seen] = deque(maxlen=LATEST)  # served, or nearly, and a fresh answer was another one
+        self.saved = b""
+
+
+class Meters:
+    """`name`: this worker's, the same after a restart."""
+
+    def __init__(self, books: Books, name: bytes, wall_ns: Callable[[], int]) -> None:
+        self._books = books
+        self._name = name
+        self._wall = wall_ns
+        self._rooms: dict[tuple[str, str], _Room] = {}
+        self._task = asyncio.get_running_loop().create_task(self._share())
+        self._fresh: set[asyncio.Task[None]] = set()
+
+    def of(self, tenant: str, route: str, spec: Semantic, factory: float) -> Meter:
+        """`factory`: the verifier's own bar for the rate that is wanted."""
+        room = self._rooms.get((tenant, route))
+        if room is None or (room.made_for[:3], room.made_for[3]) != (
+            (spec.max_false_hit_rate, spec.profile, spec.checks),
+            factory,
+        ):
+            checks = spec.checks
+            meter = Meter(
+                spec.max_false_hit_rate,
+                factory,
+                self._name,
+                check_share=checks.share,
+                most_share=max(0.1, checks.share) if checks.share else 0.0,
+                first=checks.first,
+                most_nanos=int(checks.max_usd_per_hour * 1e9),
+                spend_ns=HOUR_NS,
+                confirmed=True,
+            )
+            room = self._rooms[tenant, route] = _Room(meter, spec, factory)
+            task = asyncio.get_running_loop().create_task(self._take(tenant, route, room))
+            self._fresh.add(task)
+            task.add_done_callback(self._fresh.discard)
+        return room.meter
+
+    def known(self, tenant: str, route: str) -> Meter | None:
+        room = self._rooms.get((tenant, route))
+        return room.meter if room is not None else None
+
+    # ---- for people
+
+    def saw(self, tenant: str, route: str, asked: str, kept: str, score: float, bar: float, outcome: str) -> None:
+        """A decision was made."""
+        if outcome.startswith("score") and score > bar - 0.2:
+            self._rooms[tenant, route].near.append(Seen(asked, kept, round(score, 4), round(bar, 4), outcome))
+
+    def labelled(
+        self, tenant: str, route: str, asked: str, kept: str, score: float, right: bool | None, kind: str
+    ) -> None:
+        """A fresh answer said whether the kept one would have done."""
+        if right is False and kind == "check":
+            self._rooms[tenant, route].wrong.append(Seen(asked, kept, round(score, 4), 0.0, kind))
+
+    def view(self) -> list[dict[str, Any]]:
+        """Of each namespace: how often it was wrong, what follows from it, and what to change."""
+        now = self._wall()
+        out = []
+        for (tenant, route), room in sorted(self._rooms.items()):
+            said = msgspec.to_builtins(room.meter.estimate(now))
+            rows = {"near_misses": room.near, "wrong_hits": room.wrong}
+            out.append(
+                {
+                    "route": route,
+                    "tenant": tenant,
+                    "budget": room.meter.budget,
+                    **said,
+                    "advice": room.meter.advice(now),
+                }
+                | {name: msgspec.to_builtins(list(seen)) for name, seen in rows.items()}
+            )
+        return out
+
+    def calibration(self, route: str, tenant: str) -> list[dict[str, Any]]:
+        """Of one route, and of one tenant if it is named: by score, how many labels said right and wrong."""
+        now = self._wall()
+        return [
+            {
+                "tenant": who,
+                "threshold": room.meter.estimate(now).threshold,
+                "bins": room.meter.calibration(now),
+            }
+            for (who, where), room in sorted(self._rooms.items())
+            if where == route and tenant in ("", who)
+        ]
+
+    def seen(self) -> dict[str, dict[tuple[str, ...], float | list[float]]]:
+        """For the metrics."""
+        now = self._wall()
+        rates: dict[tuple[str, ...], float | list[float]] = {}
+        bars: dict[tuple[str, ...], float | list[float]] = {}
+        alarms: dict[tuple[str, ...], float | list[float]] = {}
+        for (tenant, route), room in self._rooms.items():
+            said = room.meter.estimate(now)
+            for bound, value in (("estimate", said.wrong_rate), ("low", said.low), ("high", said.high)):
+                rates[route, tenant, bound] = value
+            bars[route, tenant] = said.threshold
+            alarms[route, tenant] = float(bool(said.alarm))
+        if not rates:
+            return {}
+        return {
+            "turnout_cache_false_hit_rate": rates,
+            "turnout_semantic_threshold": bars,
+            "turnout_semantic_alarm": alarms,
+        }
+
+    # ---- sharing
+
+    async def _share(self) -> None:
+        while True:
+            await asyncio.sleep(SHARE_S)
+            for (tenant, route), room in list(self._rooms.items()):
+                said = room.meter.dump(self._wall(), everyone=False)
+                if said != room.saved:
+                    room.saved = said
+                    self._books.save_meter(_key(tenant, route), self._name, said)
+                await self._take(tenant, route, room)
+
+    async def _take(self, tenant: str, route: str, room: _Room) -> None:
+        for data in await self._books.load_meter(_key(tenant, route)):
+            try:
+                room.meter.merge(data, self._wall())
+            except ValueError:
+                continue  # of another version, or damaged
+
+    def close(self) -> None:
+        """What was learned since the last exchange is written down."""
+        self._task.cancel()
+        for (tenant, route), room in self._rooms.items():
+            self._books.save_meter(_key(tenant, route), self._name, room.meter.dump(self._wall(), everyone=False))
+
+
+def _key(tenant: str, route: str) -> str:
+    return f"{tenant}\n{route}"

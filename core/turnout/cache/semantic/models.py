@@ -1,0 +1,26 @@
+"""The models that ship with the package, read when a route first needs them (lexicon: 8 MB)."""
+
+import hashlib
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from ...native import Lexicon, Verifier
+
+_DATA = files(__package__) / "data"
+
+
+@cache
+def lexicon() -> Any:
+    return Lexicon((_DATA / "lexicon.bin").read_bytes())
+
+
+@cache
+def lexicon_version() -> bytes:
+    """8 bytes; vectors of different versions have nothing in common."""
+    return hashlib.sha256((_DATA / "lexicon.bin").read_bytes()).digest()[:8]
+
+
+@cache
+def verifier(profile: str) -> Any:
+    return Verifier((_DATA / f"{profile}.bin").read_bytes())
