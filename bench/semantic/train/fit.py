@@ -28,6 +28,7 @@ class Profile(NamedTuple):
     # How much of a wanted rate the thresholds may spend on the pairs here, for the first look alone and for both; the rest
     # is for what real traffic has and these pairs have not. Set with the totals of the exam and of the stream in view.
     kept: tuple[float, float]
+    missed: float  # the share of the right hits of the second look that not asking it for low scores may cost
     sums: tuple[str, str]  # instead of trees, the numbers that are summed up by the first and by both looks
     shares: dict[str, float]  # how much the kinds of pairs weigh together, in training
     traffic: dict[str, float]  # of all requests: how many meet such a neighbour, in the choice of thresholds
@@ -36,13 +37,13 @@ class Profile(NamedTuple):
 # What the neighbours of requests are taken to be. Two in five requests should be hits, most others meet a question about
 # the same thing, and one in nine meets a trap; traffic with less of both keeps the rate with room to spare.
 STRICT = Profile(
-    "strict", True, ("content_lo", "sentences_off", "questions_off"), (0.6, 0.75), ("", ""),
+    "strict", True, ("content_lo", "sentences_off", "questions_off"), (0.6, 0.75), 0.02, ("", ""),
     {"fow": 2.0, "gptcache": 1.0, "made": 3.0, "near": 1.5, "changed": 3.0},
     {"near other": 0.41, "made other ask": 0.05, "made other slot": 0.03, "made qualifier": 0.03, "tail": 0.02, "cut": 0.02,
      "neighbour": 0.03, "small": 0.005, "swap": 0.01, "made swap": 0.005, "fow": 0.02},
 )  # fmt: skip
 FAQ = Profile(
-    "faq", False, (), (0.5, 0.65),
+    "faq", False, (), (0.5, 0.65), 0.01,
     ("cosine shared shared_all cover_lo cover_hi near_mean near_lo bigrams_all rarest_hi small ask_off ask_same negations_off names questions_off"
      " content_lo length_off numbers pronouns modals relations quantities alone_hi weight_hi opposites", "deep"),
     {"near": 5.0}, {"near other": 0.65, "near same": 0.35},
@@ -134,7 +135,7 @@ def fit_both(profile: Profile, gathered: Gathered, labels: np.ndarray, seed: int
     sure = thresholds(one, wrong, shares, tuple(both * SURE_PART * rate for rate in RATES))
     second = [together(one >= least, two, wrong, shares, both * rate) for rate, (_, least) in zip(RATES, sure, strict=True)]
     second = np.maximum.accumulate(second[::-1])[::-1].tolist()  # never stricter at a higher rate
-    lows = [low_of(one, two, labels, threshold) for threshold in second]
+    lows = [low_of(one[(labels == 1) & (two >= threshold)], profile.missed) for threshold in second]
     rates = [(rate, chosen, low, least) for rate, (_, chosen), low, (_, least) in zip(RATES, first, lows, sure, strict=True)]
     deep_rates = [(rate, threshold, 2.0, 2.0) for rate, threshold in zip(RATES, second, strict=True)]
     return (
@@ -200,7 +201,6 @@ def refusals(profile: Profile, numbers: np.ndarray) -> np.ndarray:
     return (numbers[:, list(REFUSED)] != 0).any(1) if profile.vetoes else np.zeros(len(numbers), bool)
 
 
-def low_of(shallow: np.ndarray, deep: np.ndarray, labels: np.ndarray, threshold: float) -> float:
-    """The score over which 99 of 100 of those right hits lie that the second look finds."""
-    found = shallow[(labels == 1) & (deep >= threshold)]
-    return float(np.quantile(found, 0.01)) if len(found) else 2.0
+def low_of(found: np.ndarray, missed: float) -> float:
+    """The score of the first look over which all but `missed` of these lie."""
+    return float(np.quantile(found, missed)) if len(found) else 2.0
