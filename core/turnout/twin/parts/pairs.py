@@ -36,7 +36,19 @@ NAMES = (
     "ask_same", "ask_off", "pronouns", "relations", "modals", "quantities", "small",
     "content_lo", "content_off", "length_off", "questions_off", "sentences_off", "verbatim",
 )  # fmt: skip
-_VETOES = ("numbers", "ordinals", "dates", "units", "negations_off", "opposites", "idents", "code", "roles", "swapped", "ask_off")
+_VETOES = (
+    "numbers",
+    "ordinals",
+    "dates",
+    "units",
+    "negations_off",
+    "opposites",
+    "idents",
+    "code",
+    "roles",
+    "swapped",
+    "ask_off",
+)
 REFUSED = tuple(NAMES.index(name) for name in _VETOES)
 _MOST_NEAR = 16  # words of a side that are compared by meaning; with more left over it is a miss anyway
 
