@@ -116,7 +116,7 @@ class Joining:
 
     async def _run(self, flight: Flight, x: Exchange, policy: Policy, digest: bytes) -> None:
         """The call itself, or another worker's answer in its place."""
-        fault: Fault | None = Fault("internal", "the shared call ended unexpectedly")
+        fault: Fault | None = None
         lease: Lease | None = None
         pouring: Pouring | None = None
         had = False
@@ -139,6 +139,9 @@ class Joining:
             fault = Fault("client_gone", "the client closed the connection")
             if self.flights.closed:
                 fault = Fault("draining", "the gateway is shutting down")
+        except BaseException:
+            fault = Fault("internal", "the shared call ended unexpectedly")
+            raise
         finally:
             flight.end(fault)
             if flight.left:  # its own client did not wait for this: then nobody else settles it

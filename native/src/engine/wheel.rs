@@ -51,7 +51,7 @@ impl Wheel {
 
     /// When `advance` has something to do next; never too late, at most once per way round for nothing.
     pub fn next_ms(&self) -> Option<u64> {
-        (self.next != u64::MAX).then_some(self.next * GRAIN_MS)
+        self.next.checked_mul(GRAIN_MS) // of `u64::MAX`, nothing at all, there is none
     }
 
     /// Take out all that is due, with the deadline that it was armed for.

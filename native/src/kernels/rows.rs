@@ -20,18 +20,18 @@ const ENDED: usize = 16;
 const STREAM: usize = 17;
 const STATUS: usize = 18;
 const CACHE: usize = 19;
+const USAGE: usize = 21;
 const SESSION: usize = 33;
 const ATTEMPTS: usize = 38;
-const SAVED: usize = 40;
 /// The cache outcome of a route that has none.
 const OFF: &str = "bypass;off";
 
 const TOKENS: [&str; 5] = [
-    "prompt_tokens",
-    "completion_tokens",
-    "cached_tokens",
-    "cache_write_tokens",
-    "reasoning_tokens",
+    ",\"prompt_tokens\":",
+    ",\"completion_tokens\":",
+    ",\"cached_tokens\":",
+    ",\"cache_write_tokens\":",
+    ",\"reasoning_tokens\":",
 ];
 
 /// Of one attempt, 13 fields.
@@ -71,16 +71,8 @@ fn text(value: Value<'_>) -> Result<&str, Torn> {
     }
 }
 
-fn items(value: Value<'_>) -> Result<(usize, Reader<'_>), Torn> {
-    match value {
-        Value::Items(n, at) => Ok((n, Reader(at))),
-        _ => Err(Torn),
-    }
-}
-
-fn attempt<'a>(value: Value<'a>) -> Result<Attempt<'a>, Torn> {
-    let (n, mut r) = items(value)?;
-    if n != 13 {
+fn attempt<'a>(r: &mut Reader<'a>) -> Result<Attempt<'a>, Torn> {
+    if r.array()? != 13 {
         return Err(Torn);
     }
     let mut names = [""; 4];
@@ -92,18 +84,14 @@ fn attempt<'a>(value: Value<'a>) -> Result<Attempt<'a>, Torn> {
     let (status, reason) = (r.value()?.int()?, text(r.value()?)?);
     let mut tokens = [0; 5];
     let mut estimated = false;
-    match r.value()? {
-        Value::Nil => {}
-        usage => {
-            let (n, mut usage) = items(usage)?;
-            if n != 6 {
-                return Err(Torn);
-            }
-            for one in &mut tokens {
-                *one = usage.value()?.int()?;
-            }
-            estimated = usage.value()?.truth()?;
+    if let Some(n) = r.array_or_nil()? {
+        if n != 6 {
+            return Err(Torn);
         }
+        for one in &mut tokens {
+            *one = r.value()?.int()?;
+        }
+        estimated = r.value()?.truth()?;
     }
     Ok(Attempt {
         names,
@@ -123,15 +111,9 @@ fn attempt<'a>(value: Value<'a>) -> Result<Attempt<'a>, Torn> {
 struct Line(Vec<u8>);
 
 impl Line {
+    /// A name as it stands before its value: `,"name":`.
     fn name(&mut self, name: &str) {
-        self.0.push(if self.0.last() == Some(&b'\n') || self.0.is_empty() {
-            b'{'
-        } else {
-            b','
-        });
-        self.0.push(b'"');
         self.0.extend_from_slice(name.as_bytes());
-        self.0.extend_from_slice(b"\":");
     }
 
     fn text(&mut self, name: &str, value: &str) {
@@ -209,7 +191,7 @@ impl Line {
 }
 
 /// RFC 3339 in UTC with milliseconds. Days to a date as in Howard Hinnant's `civil_from_days`.
-fn stamp(wall_ns: i64) -> String {
+fn stamp(wall_ns: i64) -> [u8; 24] {
     let (seconds, ns) = (wall_ns.div_euclid(1_000_000_000), wall_ns.rem_euclid(1_000_000_000));
     let (days, of_day) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
     let z = days + 719_468;
@@ -221,43 +203,70 @@ fn stamp(wall_ns: i64) -> String {
     let day = doy - (153 * mp + 2) / 5 + 1;
     let month = if mp < 10 { mp + 3 } else { mp - 9 };
     let year = yoe + era * 400 + i64::from(month <= 2);
-    let (h, m, s, ms) = (of_day / 3600, of_day / 60 % 60, of_day % 60, ns / 1_000_000);
-    format!("{year:04}-{month:02}-{day:02}T{h:02}:{m:02}:{s:02}.{ms:03}Z")
+    let mut out = *b"0000-00-00T00:00:00.000Z";
+    let mut put = |end: usize, digits: usize, mut n: i64| {
+        for at in (end - digits..end).rev() {
+            out[at] = b'0' + (n % 10) as u8;
+            n /= 10;
+        }
+    };
+    put(4, 4, year);
+    put(7, 2, month);
+    put(10, 2, day);
+    put(13, 2, of_day / 3600);
+    put(16, 2, of_day / 60 % 60);
+    put(19, 2, of_day % 60);
+    put(23, 3, ns / 1_000_000);
+    out
 }
 
 pub struct Rows {
     pub lines: Vec<u8>,
-    pub stamp: String,
+    pub stamp: [u8; 24],
     pub count: usize,
     pub plain: bool,
 }
 
 /// See `ledger_rows`.
 pub fn rows(record: &[u8]) -> Result<Rows, Torn> {
-    let mut whole = Reader(record);
-    let (n, mut r) = items(whole.value()?)?;
-    if n < FIELDS || !whole.0.is_empty() {
+    let mut r = Reader(record);
+    let fields = r.array()?;
+    if fields < FIELDS {
         return Err(Torn);
     }
-    let mut f = [Value::Nil; FIELDS];
-    for field in &mut f {
-        *field = r.value()?;
+    let mut f = [Value::Nil; ATTEMPTS];
+    for (at, field) in f.iter_mut().enumerate() {
+        if at == USAGE {
+            r.skip(1)?;
+        } else {
+            *field = r.value()?;
+        }
+    }
+    let count = r.array()?;
+    let mut attempts = Vec::with_capacity(count.min(64));
+    for _ in 0..count {
+        attempts.push(attempt(&mut r)?);
+    }
+    r.skip(1)?; // cut-overs
+    let saved = match r.array_or_nil()? {
+        None => None,
+        Some(3) => Some((text(r.value()?)?, text(r.value()?)?, r.value()?)),
+        Some(_) => return Err(Torn),
+    };
+    r.skip(fields - FIELDS)?;
+    if !r.0.is_empty() {
+        return Err(Torn);
     }
     let fault = text(f[FAULT])?;
     let cache = text(f[CACHE])?;
     let (started, ended) = (f[STARTED].int()?, f[ENDED].int()?);
-    let (count, mut r) = items(f[ATTEMPTS])?;
-    let mut attempts = Vec::with_capacity(count.min(64));
-    for _ in 0..count {
-        attempts.push(attempt(r.value()?)?);
-    }
     let served = match fault {
         "refused" => count.checked_sub(1),
         "" | "client_gone" => attempts.iter().rposition(|a| a.reason.is_empty()),
         _ => None,
     };
     let mut out = Rows {
-        lines: Vec::with_capacity(640 * count.max(1)),
+        lines: Vec::with_capacity(768 * attempts.len().max(1)),
         stamp: stamp(f[WALL].int()?),
         count,
         plain: fault.is_empty()
@@ -278,62 +287,63 @@ pub fn rows(record: &[u8]) -> Result<Rows, Torn> {
     let stream = f[STREAM].truth()?;
     let cache = if cache == OFF { "" } else { cache };
     let head = |line: &mut Line, attempt: i64, cause: &str| {
-        line.text("ts", &out.stamp);
-        line.text("request_id", id);
-        line.number("attempt", attempt);
-        line.text("cause", cause);
-        line.text("route", route);
-        line.text("key", key);
-        line.text("tenant", tenant);
-        line.text("session", session);
+        line.0.extend_from_slice(b"{\"ts\":\"");
+        line.0.extend_from_slice(&out.stamp);
+        line.0.push(b'"');
+        line.text(",\"request_id\":", id);
+        line.number(",\"attempt\":", attempt);
+        line.text(",\"cause\":", cause);
+        line.text(",\"route\":", route);
+        line.text(",\"key\":", key);
+        line.text(",\"tenant\":", tenant);
+        line.text(",\"session\":", session);
     };
     let told = |line: &mut Line, status: i64, reason: &str, tokens: [i64; 5], estimated: bool| {
-        line.truth("stream", stream);
-        line.number("status", status);
-        line.text("reason", reason);
+        line.truth(",\"stream\":", stream);
+        line.number(",\"status\":", status);
+        line.text(",\"reason\":", reason);
         for (name, n) in TOKENS.iter().zip(tokens) {
             line.number(name, n);
         }
-        line.truth("estimated", estimated);
+        line.truth(",\"estimated\":", estimated);
     };
     for (i, a) in attempts.iter().enumerate() {
         let [provider, account, model, cause] = a.names;
         head(&mut line, i as i64 + 1, cause);
-        line.text("provider", provider);
-        line.text("account", account);
-        line.text("model", model);
+        line.text(",\"provider\":", provider);
+        line.text(",\"account\":", account);
+        line.text(",\"model\":", model);
         told(&mut line, a.status, a.reason, a.tokens, a.estimated);
-        cost(&mut line, "cost_nanos", a.cost)?;
-        line.truth("priced", a.priced);
-        line.text("cache", cache);
-        line.number("saved_nanos", 0);
-        line.millis("started_ms", a.started - started);
-        line.millis("took_ms", if a.ended == 0 { ended } else { a.ended } - a.started);
+        cost(&mut line, ",\"cost_nanos\":", a.cost)?;
+        line.truth(",\"priced\":", a.priced);
+        line.text(",\"cache\":", cache);
+        line.number(",\"saved_nanos\":", 0);
+        line.millis(",\"started_ms\":", a.started - started);
+        line.millis(",\"took_ms\":", if a.ended == 0 { ended } else { a.ended } - a.started);
         if a.first_content == 0 {
-            line.name("ttft_ms");
+            line.name(",\"ttft_ms\":");
             line.0.extend_from_slice(b"null");
         } else {
-            line.millis("ttft_ms", a.first_content - a.started);
+            line.millis(",\"ttft_ms\":", a.first_content - a.started);
         }
-        line.truth("served", served == Some(i));
+        line.truth(",\"served\":", served == Some(i));
         line.0.extend_from_slice(b"}\n");
     }
-    if attempts.is_empty() && f[SAVED] != Value::Nil {
-        let (_, mut saved) = items(f[SAVED])?;
+    if let (true, Some((provider, model, nanos))) = (attempts.is_empty(), saved) {
         out.count = 1;
         head(&mut line, 0, "cache");
-        line.text("provider", text(saved.value()?)?);
-        line.text("account", "");
-        line.text("model", text(saved.value()?)?);
+        line.text(",\"provider\":", provider);
+        line.text(",\"account\":", "");
+        line.text(",\"model\":", model);
         told(&mut line, 0, "", [0; 5], false);
-        line.number("cost_nanos", 0);
-        line.truth("priced", true);
-        line.text("cache", cache);
-        cost(&mut line, "saved_nanos", saved.value()?)?;
+        line.number(",\"cost_nanos\":", 0);
+        line.truth(",\"priced\":", true);
+        line.text(",\"cache\":", cache);
+        cost(&mut line, ",\"saved_nanos\":", nanos)?;
         line.0.extend_from_slice(b",\"started_ms\":0.0");
-        line.millis("took_ms", ended - started);
+        line.millis(",\"took_ms\":", ended - started);
         line.0.extend_from_slice(b",\"ttft_ms\":null");
-        line.truth("served", fault.is_empty());
+        line.truth(",\"served\":", fault.is_empty());
         line.0.extend_from_slice(b"}\n");
     }
     out.lines = line.0;
@@ -363,6 +373,6 @@ pub fn ledger_rows<'py>(
     record: &[u8],
 ) -> PyResult<(Bound<'py, PyString>, Bound<'py, PyBytes>, usize, bool)> {
     let rows = rows(record).map_err(|Torn| PyValueError::new_err("not a record"))?;
-    let day = PyString::new(py, &rows.stamp[..10]);
+    let day = PyString::new(py, std::str::from_utf8(&rows.stamp[..10])?);
     Ok((day, PyBytes::new(py, &rows.lines), rows.count, rows.plain))
 }
