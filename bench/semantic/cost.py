@@ -146,7 +146,7 @@ class World:
         return x
 
     def keep(self, text: str, system: str = "") -> float:
-        """Ask and learn; how long the loop was held up, in seconds."""
+        """Ask and learn; how long the loop was held up, in seconds of its CPU."""
         x = self.request(text, system)
         now = self.clock.now_ns()
         entry = Entry(
@@ -154,12 +154,12 @@ class World:
             provider="a", served_model="m", finish="stop", prompt=1, completion=1, cost_nanos=1, stored_ns=now, fresh_ns=now + 10**12, dead_ns=now + 10**12,
         )  # fmt: skip
         self.memory.put(entry, now)
-        began = time.perf_counter()
+        began = time.thread_time()
         asked = self.room.lookup.ask(x, self.policy)
         assert asked is not None
         asked.near = None  # its label costs what comparing answers costs, and nobody waits for that
         self.room.lookup.learn(asked, entry)
-        return time.perf_counter() - began
+        return time.thread_time() - began
 
 
 async def look(world: World, texts: list[str], near: bool) -> float:
@@ -195,7 +195,7 @@ async def run(entries: int) -> int:
         while scope.index.wants_work:
             await asyncio.sleep(0.01)
         pauses.sort()
-        print(f"{entries} questions in one scope, kernels: {'native' if native.Lexicon.__module__ == 'turnout._native' else 'twins'}")
+        print(f"{entries} questions in one scope, kernels: {'native' if native.shares else 'twins'}")
         print(f"  to keep one: {1e6 * sum(pauses) / len(pauses):.0f} us, p99 {1e6 * pauses[len(pauses) * 99 // 100]:.0f} us, at most {1e3 * pauses[-1]:.2f} ms")
         far = [
             "Which planets of our system have rings around them",

@@ -311,7 +311,9 @@ def _check_routes(config: Config, found: Findings) -> None:
         if "{words}" not in route.stream.instruction:
             found.error((*path, "stream", "instruction"), "must say {words} where the first words belong")
         if route.cache is not None and route.cache.kept is None and not route.cache.shares:
-            found.error((*path, "cache"), "asks for nothing: set `exact`, `semantic` or `single_flight`, or leave it out")
+            found.error(
+                (*path, "cache"), "asks for nothing: set `exact`, `semantic` or `single_flight`, or leave it out"
+            )
         for field in sorted(_NOT_SET & route.set.keys()):
             found.error(
                 (*path, "set", field), "cannot be set: a route changes how a request is answered, not what it asks"

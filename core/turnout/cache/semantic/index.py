@@ -139,7 +139,7 @@ class Index:
         if at == 0:
             self._blocks.append(numpy.zeros((4, DIMENSIONS), numpy.float32))
         elif at == len(block := self._blocks[-1]):
-            grown = numpy.zeros((min(_BLOCK, at + at // 4 + 4), DIMENSIONS), numpy.float32)
+            grown = numpy.zeros((min(_BLOCK, at + at // 10 + 4), DIMENSIONS), numpy.float32)
             grown[:at] = block
             self._blocks[-1] = grown
         return row

@@ -97,7 +97,6 @@ class Meter:
         self._spending = Spending(check_share, most_share, most_nanos, spend_ns)
         self._drift = Drift()
         self._scopes: dict[bytes, int] = {}  # those that are stricter, by their level
-        self._first = first
         self._unwalked = (0.0, 0.0)  # what other workers' labels add to the walks
         self._noise = Noise(NOTHING_KNOWN, NOTHING_KNOWN, False)
         self._rate_of_hits = 0.0  # wrong/hits by the labels of checks, and what the budget allows of it

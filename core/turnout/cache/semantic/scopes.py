@@ -11,10 +11,10 @@ from typing import Any
 import msgspec
 
 from ..purge import Purge
-from .index import Index
+from .index import FLAT, Index
 
-# A Struct of 12 fields, its digest, numbers and names, a text read once, and its places in a dict and a list.
-ITEM_BYTES = 1_000
+# A Struct of 15 fields, its digest, times and a text read once, and its places in a dict and a list: measured, bench/semantic/cost.py.
+ITEM_BYTES = 650
 SCOPE_BYTES = 2_500
 _SPARED = 64  # items that eviction looks at before it takes the next one as it comes
 
@@ -59,7 +59,9 @@ class Scope:
         self.loaded = False  # what others knew of it is here too
         self.loading = False
         self.building = False  # its graph, in another thread
-        self._by_label: dict[int, Item] = {}
+        # Labels of a matrix are its rows, those of a graph only grow.
+        self._rows: list[Item | None] = []
+        self._nodes: dict[int, Item] = {}
         self._texts = 0
 
     @property
@@ -72,14 +74,14 @@ class Scope:
             self.remove(before)
         item.label = self.index.add(vector)
         self.items[item.digest] = item
-        self._by_label[item.label] = item
+        self._place(item.label, item)
         self._texts += item.held_bytes
 
     def remove(self, item: Item) -> None:
         if self.items.get(item.digest) is not item:
             return
         del self.items[item.digest]
-        del self._by_label[item.label]
+        self._place(item.label, None)
         self.index.remove(item.label)
         self._texts -= item.held_bytes
 
@@ -88,13 +90,25 @@ class Scope:
         while True:
             dead = False
             for label, cosine in self.index.nearest(vector):
-                item = self._by_label[label]
+                item = self._rows[label] if label < len(self._rows) else self._nodes[label]
+                assert item is not None
                 if now_ns < item.dead_ns:
                     return item, cosine
                 self.remove(item)
                 dead = True
             if not dead:
                 return None
+
+    def _place(self, label: int, item: Item | None) -> None:
+        rows = self._rows
+        if label < len(rows):
+            rows[label] = item
+        elif label == len(rows) < FLAT:
+            rows.append(item)
+        elif item is not None:
+            self._nodes[label] = item
+        else:
+            del self._nodes[label]
 
     def evict(self, now_ns: int) -> None:
         """Let one go: one whose time is over or that nobody has been given since the last time it was its turn."""

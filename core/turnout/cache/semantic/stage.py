@@ -144,7 +144,7 @@ class Lookup:
 
     def wants_check(self, asked: Asked) -> bool:
         """Whether this hit is to be asked again, to know whether it was right."""
-        chance = self._meter(asked).wants_check(asked.score, asked.place.scope, self._wall(), self._rng.random())
+        chance: float = self._meter(asked).wants_check(asked.score, asked.place.scope, self._wall(), self._rng.random())
         asked.weight = 1.0 / chance if chance > 0 else 0.0
         return chance > 0
 
