@@ -30,7 +30,7 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "core"))
 
-from turnout.cache.semantic.meter import DAY_NS, HALF_LIFE_NS, Meter
+from turnout.cache.semantic.meter.meter import DAY_NS, HALF_LIFE_NS, Meter
 
 KINDS = ("steady", "should-hit", "shift", "bad", "slow", "noise", "bursts", "quiet", "scope", "foreign", "all")
 DAYS = 28

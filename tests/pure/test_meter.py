@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from turnout.cache.semantic.bars import FORGIVEN, MARGIN
-from turnout.cache.semantic.bounds import gamma_below, gamma_quantile, gamma_quick, less_noise, rate
-from turnout.cache.semantic.meter import DAY_NS, HALF_LIFE_NS, LOOSEN, RETUNE, Meter
-from turnout.cache.semantic.spending import FIRST
-from turnout.cache.semantic.window import BINS, EDGES, LAP, bin_of, edge_from
+from turnout.cache.semantic.meter.bars import FORGIVEN, MARGIN
+from turnout.cache.semantic.meter.bounds import gamma_below, gamma_quantile, gamma_quick, less_noise, rate
+from turnout.cache.semantic.meter.meter import DAY_NS, HALF_LIFE_NS, LOOSEN, RETUNE, Meter
+from turnout.cache.semantic.meter.spending import FIRST
+from turnout.cache.semantic.meter.window import BINS, EDGES, LAP, bin_of, edge_from
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench/semantic"))
 import estimator
@@ -70,7 +70,7 @@ def test_the_quantile_is_where_the_share_lies_below(a: float, p: float) -> None:
 
 @given(st.floats(0.0, 0.3), st.floats(0.0, 1.0), st.integers(0, 30), st.integers(1, 300))
 def test_less_noise_never_leaves_what_can_be(seen: float, hits: float, k: int, n: int) -> None:
-    from turnout.cache.semantic.bounds import Bound, share
+    from turnout.cache.semantic.meter.bounds import Bound, share
 
     found = less_noise(Bound(seen, seen / 2, seen * 2), hits, share(min(k, n), min(k, n), n, n))
     assert 0.0 <= found.low <= found.value <= found.high <= hits or hits == pytest.approx(found.high)

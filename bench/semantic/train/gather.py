@@ -136,8 +136,11 @@ def labels(pairs: list[Pair], numbers: np.ndarray) -> tuple[np.ndarray, np.ndarr
     strict = np.array([pair.label for pair in pairs])
     faq = np.array([pair.label for pair in pairs])
     deep = numbers[:, NAMES.index("deep")]
-    alone = numbers[:, NAMES.index("alone_lo")]
+    alone, alone_hi = numbers[:, NAMES.index("alone_lo")], numbers[:, NAMES.index("alone_hi")]
+    verbatim = numbers[:, NAMES.index("verbatim")]
     for i, pair in enumerate(pairs):
+        if not pair.label and (verbatim[i] or (pair.kind == "neighbour" and not alone_hi[i])):
+            strict[i] = SKIP  # the change only inflected a word or put a synonym: no other question
         if pair.kind == "near same" and not (deep[i] >= SURE and alone[i] == 0):
             strict[i] = SKIP
         if not pair.kind.startswith("near"):

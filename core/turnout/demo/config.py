@@ -46,6 +46,16 @@ def demo_config(state_dir: str, host: str = "127.0.0.1", port: int = 0) -> dict[
                 "retries": {"max": 2, "budget": 0.5},
             },
             {
+                "name": "kept",
+                "match": {"model": "kept"},
+                "routing_policy": {"kind": "least-latency"},
+                "targets": [
+                    {"provider": "sim-a", "model": "sim-large"},
+                    {"provider": "sim-b", "model": "sim-large"},
+                ],
+                "cache": {"exact": {"ttl_s": 300}, "semantic": {"checks": {"share": 0, "first": 0}}},
+            },
+            {
                 "name": "embed",
                 "match": {"model": "embed"},
                 "targets": [

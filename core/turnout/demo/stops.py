@@ -11,9 +11,12 @@ from typing import Any, NamedTuple
 
 import httpx
 
+from ..route.explain import show
 from .screen import Screen
 
 QUESTION = "What does a railway turnout do?"
+OTHER_WORDS = "What does a railway turnout do, please?"
+LOOK_ALIKE = "What does a railway turnout not do?"
 # Counters reach the admin listener by way of other processes.
 _METRICS_TIMEOUT_S = 5.0
 
@@ -195,6 +198,38 @@ def retry(visit: Visit) -> str:
     _expect(answer, "provider", "sim-c")
     _expect(answer, "attempts", "2")
     return "with nobody to fall back to, the same provider was asked once more"
+
+
+def kept(visit: Visit) -> str:
+    """The same question, the same in other words, and one that only looks alike."""
+    outcomes = []
+    texts = []
+    for question in (QUESTION, QUESTION, OTHER_WORDS, LOOK_ALIKE):
+        started = time.perf_counter()
+        answer = visit.ask("kept", messages=[{"role": "user", "content": question}])
+        took_ms = (time.perf_counter() - started) * 1000
+        outcomes.append(_header(answer, "cache"))
+        texts.append(_text(answer))
+        label, _, detail = outcomes[-1].partition(";")
+        visit.screen.row(label, f"{took_ms:7,.1f} ms   {question}   {detail}".rstrip())
+        time.sleep(0.1)  # an answer is kept behind its end
+    wanted = ["miss", "hit-exact", "hit-semantic", "miss"]
+    check([said.partition(";")[0] for said in outcomes] == wanted, f"{outcomes} instead of {wanted}")
+    check(texts[0] == texts[1] == texts[2], "a hit gave another answer than was kept")
+    return "given again to the same question in any words, and not to one that looks alike"
+
+
+def routing(visit: Visit) -> str:
+    """What would become of a request now, and why."""
+    if not visit.admin_url:
+        raise Skipped("no admin listener")
+    headers = {"authorization": f"Bearer {visit.admin_key}"} if visit.admin_key else _NOBODY
+    found = visit.gateway.get(visit.admin_url + "/admin/routes/kept?model=kept", headers=headers).raise_for_status()
+    (worker,) = found.json()["workers"]
+    for line in show(worker).splitlines()[:8]:
+        visit.screen.row("", line)
+    check(worker.get("route") == "kept", f"explain speaks of {worker.get('route')!r}")
+    return "GET /admin/routes/NAME tells what a request would do now, and why"
 
 
 def metrics(visit: Visit) -> str:

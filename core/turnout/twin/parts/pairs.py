@@ -36,7 +36,19 @@ NAMES = (
     "ask_same", "ask_off", "pronouns", "relations", "modals", "quantities", "small",
     "content_lo", "content_off", "length_off", "questions_off", "sentences_off", "verbatim",
 )  # fmt: skip
-_VETOES = ("numbers", "ordinals", "dates", "units", "negations_off", "opposites", "idents", "code", "roles", "swapped")
+_VETOES = (
+    "numbers",
+    "ordinals",
+    "dates",
+    "units",
+    "negations_off",
+    "opposites",
+    "idents",
+    "code",
+    "roles",
+    "swapped",
+    "ask_off",
+)
 REFUSED = tuple(NAMES.index(name) for name in _VETOES)
 _MOST_NEAR = 16  # words of a side that are compared by meaning; with more left over it is a miss anyway
 
@@ -182,7 +194,7 @@ def features(new: Text, kept: Text, cosine: float, deep: float) -> list[float]:
         _overlap(_bigrams(new.words), _bigrams(kept.words)),
     ]
     breaks = _breaks([j for i, j in pairs if _is_placed(new.words[i]) and _is_placed(kept.words[j])])
-    all_breaks = _breaks([j for _, j in pairs])
+    all_breaks, lone = _breaks([j for _, j in pairs]), len(own) + len(other)
     synonyms = _pair_off(new, own, other)
     left = [word for word in own if is_content(word)]
     right = [word for word in other if is_content(word)]
@@ -194,7 +206,7 @@ def features(new: Text, kept: Text, cosine: float, deep: float) -> list[float]:
         len(pairs) - _longest_run([j for _, j in pairs]),
         breaks,
         all_breaks,
-        breaks > 1 or (breaks == 1 and all_breaks > 1),
+        breaks > 1 or (all_breaks > 1 and (breaks == 1 or lone < 2)),
         _roles(new, kept, content),
         _same_at(own_content, other_content, 0),
         _same_at(own_content, other_content, -1),

@@ -19,17 +19,9 @@ pub const NAMES: [&str; 54] = [
     "content_lo", "content_off", "length_off", "questions_off", "sentences_off", "verbatim",
 ];
 pub type Numbers = [f64; NAMES.len()];
-const VETOES: [&str; 10] = [
-    "numbers",
-    "ordinals",
-    "dates",
-    "units",
-    "negations_off",
-    "opposites",
-    "idents",
-    "code",
-    "roles",
-    "swapped",
+#[rustfmt::skip]
+const VETOES: [&str; 11] = [
+    "numbers", "ordinals", "dates", "units", "negations_off", "opposites", "idents", "code", "roles", "swapped", "ask_off",
 ];
 /// Words of a side that are compared by meaning; with more left over it is a miss anyway.
 const MOST_NEAR: usize = 16;
@@ -243,13 +235,14 @@ pub fn features(new: &Text, kept: &Text, cosine: f64, deep: f64) -> Numbers {
     let own_content: Vec<&Word> = new.words.iter().filter(|word| word.is_content()).collect();
     let other_content: Vec<&Word> = kept.words.iter().filter(|word| word.is_content()).collect();
     overlaps(&mut pen, new, kept, &pairs, &content, &own_content, &other_content);
+    let lone = own.len() + other.len();
     let synonyms = pair_off(new, &mut own, &mut other);
     let left: Vec<&Word> = own.iter().filter(|word| word.is_content()).copied().collect();
     let right: Vec<&Word> = other.iter().filter(|word| word.is_content()).copied().collect();
     left_overs(&mut pen, &left, &right);
     near_numbers(&mut pen, new, kept, [&left, &right, &own_content, &other_content]);
     pen.count(synonyms);
-    order(&mut pen, new, kept, &pairs, &content);
+    order(&mut pen, new, kept, &pairs, &content, lone);
     let same = |one: Option<&&Word>, two: Option<&&Word>| one.zip(two).is_some_and(|(a, b)| a.key == b.key);
     pen.flag(same(own_content.first(), other_content.first()));
     pen.flag(same(own_content.last(), other_content.last()));
@@ -330,7 +323,7 @@ fn near_numbers(pen: &mut Pen, new: &Text, kept: &Text, [left, right, own, other
     pen.put(if lone[1].is_empty() { 1.0 } else { swapped });
 }
 
-fn order(pen: &mut Pen, new: &Text, kept: &Text, pairs: &[(u16, u16)], content: &[(u16, u16)]) {
+fn order(pen: &mut Pen, new: &Text, kept: &Text, pairs: &[(u16, u16)], content: &[(u16, u16)], lone: usize) {
     let places = |pairs: &[(u16, u16)]| pairs.iter().map(|pair| pair.1).collect::<Vec<u16>>();
     let (of_content, of_all) = (places(content), places(pairs));
     let is_placed =
@@ -341,7 +334,7 @@ fn order(pen: &mut Pen, new: &Text, kept: &Text, pairs: &[(u16, u16)], content: 
     let all_broken = breaks(&of_all);
     pen.count(broken);
     pen.count(all_broken);
-    pen.flag(broken > 1 || (broken == 1 && all_broken > 1));
+    pen.flag(broken > 1 || (all_broken > 1 && (broken == 1 || lone < 2)));
     pen.count(roles(new, kept, content));
 }
 
