@@ -110,7 +110,8 @@ class Joining:
             x, id=f"{x.id}-{why}", started_ns=now, deadline_ns=now + x.route.total_ms * 1_000_000, cache=MISS,
             saved=None, finish="", attempts=[], cuts=[], trace=None, first_content_ns=0, status=0, metadata=False,
         )  # fmt: skip
-        flight = self.begin(again, policy, digest, key, policy.shares, pinned=True)
+        # What is checked has to be asked: no other's answer will do.
+        flight = self.begin(again, policy, digest, key, policy.shares and asked is None, pinned=True)
         flight.left = True
         flight.asked = asked
 

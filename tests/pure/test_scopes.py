@@ -35,8 +35,8 @@ def test_the_nearest_that_is_alive_is_found() -> None:
     scope.add(item(2, dead_ns=100), far)
     for now, number in ((0, 1), (50, 2)):
         found = scope.nearest(near if now == 0 else far, now)
-        assert found is not None and found[0].digest == number.to_bytes(32, "big") and found[1] > 0.999
-    assert scope.nearest(far, 100) is None
+        assert found[0][0].digest == number.to_bytes(32, "big") and found[0][1] > 0.999
+    assert scope.nearest(far, 100) == []
     assert not scope.items and scope.index.size == 0
 
 

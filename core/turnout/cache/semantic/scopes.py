@@ -85,19 +85,20 @@ class Scope:
         self.index.remove(item.label)
         self._texts -= item.held_bytes
 
-    def nearest(self, vector: bytes, now_ns: int) -> tuple[Item, float] | None:
-        """The item whose question is nearest, and the cosine; those whose time is over go."""
+    def nearest(self, vector: bytes, now_ns: int) -> list[tuple[Item, float]]:
+        """The few items whose questions are nearest, with their cosines; those whose time is over go."""
         while True:
-            dead = False
+            found, dead = [], False
             for label, cosine in self.index.nearest(vector):
                 item = self._rows[label] if label < len(self._rows) else self._nodes[label]
                 assert item is not None
                 if now_ns < item.dead_ns:
-                    return item, cosine
-                self.remove(item)
-                dead = True
-            if not dead:
-                return None
+                    found.append((item, cosine))
+                else:
+                    self.remove(item)
+                    dead = True
+            if found or not dead:
+                return found
 
     def _place(self, label: int, item: Item | None) -> None:
         rows = self._rows

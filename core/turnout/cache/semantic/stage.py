@@ -47,7 +47,9 @@ class Asked(msgspec.Struct):
     tag: str
     near: Item | None = None
     cosine: float = 0.0
+    others: list[tuple[Item, float]] = []  # nearly as near, which the second look may prefer
     raw: float = 0.0  # score by the first look
+    hope: float = 0.0  # the highest of that among all that are near
     score: float = 0.0  # of the look that decided, on the scale of the bar
     vector: bytes | None = None  # of the second look
     weight: float = 0.0  # of the label that a fresh answer gives: the hit was served, and is checked
@@ -104,11 +106,13 @@ class Lookup:
         scope = self.knowledge.scope(place)
         scope.most = spec.max_entries
         asked = Asked(place, scope, spec, question.text, said, tenant, policy.tag(x))
-        found = scope.nearest(said.vector, self._wall())
-        if found is not None and found[1] >= NEAR:
-            asked.near, asked.cosine = found
+        found = [(item, cosine) for item, cosine in scope.nearest(said.vector, self._wall()) if cosine >= NEAR]
+        if found:
+            (asked.near, asked.cosine), *others = found
+            asked.others = others if spec.profile == "faq" else []
             verifier = models.verifier(spec.profile)
-            asked.raw = verifier.score(said, found[0].said, found[1])
+            asked.raw = verifier.score(said, asked.near.said, asked.cosine)
+            asked.hope = max([asked.raw, *(verifier.score(said, item.said, cosine) for item, cosine in asked.others)])
             asked.score = _on_scale(verifier, spec, asked.raw, self._looks_again(spec))
         self._time("turnout_cache_backend_seconds", ("semantic", "look"), (self._now() - began) / 1e9)
         return asked
@@ -128,9 +132,12 @@ class Lookup:
                 outcome = "least"
             elif asked.score >= bar:
                 outcome = "hit"
-            elif not await self._look_again(x, asked, item):
+            elif (preferred := await self._look_again(x, asked, item)) is None:
                 outcome = "score"
             else:
+                if preferred is not item:
+                    item = preferred
+                    bar = meter.threshold(scope, item.number, now)
                 outcome = "hit-deep" if asked.score >= bar else "score-deep"
             if outcome.startswith("hit"):
                 entry = await self._entry(x, asked, item)
@@ -161,18 +168,23 @@ class Lookup:
     def _looks_again(self, spec: Semantic) -> bool:
         return bool(spec.deep != "off" and self._deep() is not None)
 
-    async def _look_again(self, x: Exchange, asked: Asked, item: Item) -> bool:
-        """The score by the second look, or by the first alone where that took too long. False: there is no second look, or
-        it could change nothing."""
+    async def _look_again(self, x: Exchange, asked: Asked, item: Item) -> Item | None:
+        """The score by the second look, or by the first alone where that took too long, and whose it is. None: there is no
+        second look, or it could change nothing."""
         spec, verifier = asked.spec, models.verifier(asked.spec.profile)
         deep = self._deep() if spec.deep != "off" else None
-        if deep is None or asked.raw < verifier.low(spec.max_false_hit_rate):
-            return False
+        if deep is None or asked.hope < verifier.low(spec.max_false_hit_rate):
+            return None
         began = self._now()
-        both = [self._loop.create_task(self._embed(deep, one)) for one in (asked, item) if _vector_of(one) is None]
-        if both:
-            # Who is late is not cancelled: the kept one's vector is there next time.
-            await asyncio.wait(both, timeout=spec.deep_ms / 1e3)
+        # Of one intent there are many wordings, and the static vectors do not always find the best: there the second look
+        # chooses among a few. Where the question has to be the same, that gained nothing.
+        few = [(item, asked.cosine), *asked.others]
+        looked_at: list[Asked | Item] = [asked, *(other for other, _ in few)]
+        lacking = [one for one in looked_at if _vector_of(one) is None]
+        if lacking:
+            # Who is late is not cancelled: a kept one's vector is there next time.
+            tasks = [self._loop.create_task(self._embed(deep, one)) for one in lacking]
+            await asyncio.wait(tasks, timeout=spec.deep_ms / 1e3)
         took = self._now() - began
         x.upstream_ns += took  # it waited for another thread: no cost of ours
         self._time("turnout_cache_backend_seconds", ("semantic", "deep"), took / 1e9)
@@ -181,10 +193,17 @@ class Lookup:
             asked.score = asked.raw + verifier.threshold(spec.max_false_hit_rate, True)
             asked.score -= verifier.threshold(spec.max_false_hit_rate, False)
             self._count("turnout_semantic_late_total", (asked.place.route,))
-            return True
-        cosine = float(numpy.frombuffer(asked.vector, numpy.float32) @ numpy.frombuffer(item.deep, numpy.float32))
-        asked.score = verifier.score(asked.said, item.said, asked.cosine, cosine)
-        return True
+            return item
+        mine = numpy.frombuffer(asked.vector, numpy.float32)
+        best = -1.0
+        for other, cosine in few:
+            if other.deep is not None:
+                deeply = float(mine @ numpy.frombuffer(other.deep, numpy.float32))
+                if deeply > best:
+                    best, item, asked.cosine = deeply, other, cosine
+        asked.near = item
+        asked.score = verifier.score(asked.said, item.said, asked.cosine, best)
+        return item
 
     @staticmethod
     async def _embed(deep: Any, one: Asked | Item) -> None:
