@@ -184,7 +184,7 @@ def test_a_hit_is_checked_behind_the_clients_back_and_booked(gateway: Gateway, c
     assert (hit.cause, hit.cost_nanos) == ("cache", 0) and hit.saved_nanos > 0
 
     def known() -> bool:
-        return any(row["route"] == "checked" and row["labels"] >= 1 and row["wrong_rate"] == 0 for row in semantic(gateway))
+        return any(row["route"] == "checked" and row["labels"] > 0.9 and row["wrong_rate"] == 0 for row in semantic(gateway))
 
     assert Gateway.wait_for(known)
 
