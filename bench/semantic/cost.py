@@ -23,7 +23,7 @@ from typing import Any
 
 import msgspec
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "core"))
+sys.path.append(str(Path(__file__).resolve().parents[2] / "core"))  # where it is not installed
 
 from turnout import native
 from turnout.cache.entry import Entry

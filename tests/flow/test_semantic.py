@@ -166,7 +166,7 @@ def test_a_caller_may_only_raise_the_bar(client: httpx.Client, own: Any, scholar
 
 def test_short_volatile_and_tool_questions_are_only_their_own(client: httpx.Client, own: Any) -> None:
     tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}]
-    for texts, more in ((("yes", "Yes"), {}), (("who won the cup today", "who won the cup today?"), {}), ((FIRST, SAME), {"tools": tools})):
+    for texts, more in ((("and then what", "And then what?"), {}), (("who won the cup today", "who won the cup today?"), {}), ((FIRST, SAME), {"tools": tools})):
         assert [outcome(say(client, own, text, **more)) for text in texts] == ["miss", "miss"]
 
 

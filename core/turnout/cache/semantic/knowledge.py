@@ -70,8 +70,11 @@ class Knowledge:
     async def _follow(self) -> None:
         while True:
             await asyncio.sleep(LOOK_S)
-            for news in await self.books.news():
-                await self._hear(news)
+            try:
+                for news in await self.books.news():
+                    await self._hear(news)
+            except Exception:  # whatever lies in the books, the next look is worth it
+                continue
 
     async def _hear(self, news: News) -> None:
         if news.what == "lost":

@@ -155,12 +155,15 @@ class Meters:
     async def _share(self) -> None:
         while True:
             await asyncio.sleep(SHARE_S)
-            for (tenant, route), room in list(self._rooms.items()):
-                said = room.meter.dump(self._wall(), everyone=False)
-                if said != room.saved:
-                    room.saved = said
-                    self._books.save_meter(_key(tenant, route), self._name, said)
-                await self._take(tenant, route, room)
+            try:
+                for (tenant, route), room in list(self._rooms.items()):
+                    said = room.meter.dump(self._wall(), everyone=False)
+                    if said != room.saved:
+                        room.saved = said
+                        self._books.save_meter(_key(tenant, route), self._name, said)
+                    await self._take(tenant, route, room)
+            except Exception:  # whatever lies in the books, the next exchange is worth it
+                continue
 
     async def _take(self, tenant: str, route: str, room: _Room) -> None:
         for data in await self._books.load_meter(_key(tenant, route)):

@@ -119,7 +119,7 @@ class RedisBooks:
                 found = News(fields[b"what"].decode(), fields[b"scope"], fields[b"value"])
                 if found.what == "purge":
                     self._heard(msgspec.json.decode(found.value, type=tuple[Purge, int]))
-            except (KeyError, ValueError, TypeError, IndexError):
+            except (KeyError, ValueError, TypeError, IndexError, AttributeError, msgspec.MsgspecError):
                 continue  # not ours
             out.append(found)
         return out

@@ -32,7 +32,7 @@ from .spec import Semantic
 
 NEAR = 0.35  # cosine of the nearest question; farther ones have nothing to do with it
 MOST_TOKENS = 512
-LEAST_WORDS = 2  # that carry meaning: "yes" or "continue" mean what was said before
+LEAST_WORDS = 1  # that carry meaning: "yes" or "why so?" say nothing that could be looked for
 
 
 class Asked(msgspec.Struct):
