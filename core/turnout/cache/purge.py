@@ -66,6 +66,28 @@ class Purge(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
         return ("tenant", self.tenant) if self.tenant else ("", "")
 
 
+MOST_PURGES = 1_000
+
+
+class Purges:
+    """Those that were heard of, the latest MOST_PURGES, with the time of the wall clock: what was kept before such a time and
+    fits is gone, however late it comes in."""
+
+    def __init__(self) -> None:
+        self._heard: list[tuple[Purge, int]] = []
+
+    def add(self, what: Purge, wall_ns: int) -> bool:
+        """False: it was known."""
+        if (what, wall_ns) in self._heard:
+            return False
+        self._heard.append((what, wall_ns))
+        del self._heard[:-MOST_PURGES]
+        return True
+
+    def took(self, kept: Kept, route: str, models: tuple[str, ...], stored_ns: int) -> bool:
+        return any(stored_ns <= at and what.matches(kept, route, models) for what, at in self._heard)
+
+
 async def purge(memory: Memory, what: Purge) -> dict[str, int]:
     """Counts, and unless it is dry lets go. The loop has its turns in between; a whole route or tenant is gone at once."""
     entries = size = 0

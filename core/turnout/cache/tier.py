@@ -15,7 +15,7 @@ import msgspec
 from .entry import Entry
 from .memory import Memory
 from .pouring import Live
-from .purge import Purge, purge
+from .purge import Purge, Purges, purge
 
 # Longer than any pause of a loop, shorter than anybody likes to wait for a host that died. Renewed thrice in its time.
 LEASE_MS = 6_000
@@ -212,7 +212,6 @@ class Depot(Leases, Protocol):
 
 LOOK_S = 1.0  # how often it is looked whether another host has purged something
 PURGES_MS = 31 * 86_400_000  # longer than any answer lives
-MOST_PURGES = 1_000
 
 
 class OverRedis:
@@ -227,7 +226,7 @@ class OverRedis:
         self._list = depot.key("cache", "purges")
         self._heard = 0
         self._look_s = 0.0
-        self._purges: list[tuple[Purge, int]] = []
+        self._purges = Purges()
         self.key = depot.key
         self.set = depot.set
         self.wait = depot.wait
@@ -265,13 +264,13 @@ class OverRedis:
 
     async def purged(self, what: Purge) -> None:
         wall_ns = time.time_ns()
-        self._purges.append((what, wall_ns))
+        self._purges.add(what, wall_ns)
         said = msgspec.json.encode((what, wall_ns))
         await self.depot.command(self._list, b"RPUSH", self._list, said)
         await self.depot.command(self._list, b"PEXPIRE", self._list, PURGES_MS)
 
     def gone(self, entry: Entry, wall_ns: int) -> bool:
-        return any(wall_ns <= when and what.fits(entry) for what, when in self._purges)
+        return self._purges.took(entry, entry.route, (entry.model, entry.served_model), wall_ns)
 
     async def _look(self) -> None:
         """Whether there are new purges."""
@@ -285,7 +284,5 @@ class OverRedis:
                 what, wall_ns = msgspec.json.decode(row, type=tuple[Purge, int])
             except (msgspec.DecodeError, TypeError):
                 continue
-            if all(known != (what, wall_ns) for known in self._purges):
-                self._purges.append((what, wall_ns))
+            if self._purges.add(what, wall_ns):
                 await purge(self._memory, what)
-        del self._purges[:-MOST_PURGES]

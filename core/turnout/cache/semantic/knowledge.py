@@ -10,9 +10,9 @@ import msgspec
 
 from ...clock import Clock
 from ..entry import Entry
-from ..purge import Purge
+from ..purge import Purge, Purges
 from ..tier import pack
-from .books import Books, News, Place, Written, read
+from .books import Books, News, Place, read
 from .scopes import Item, Scope, Scopes
 
 LOOK_S = 0.05  # between two looks at what others did: a new entry is theirs within 100 ms
@@ -29,7 +29,7 @@ class Knowledge:
         self._parse = parse
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._purges: list[tuple[Purge, int]] = []
+        self._purges = Purges()
         self._spawn(self._follow())
 
     def scope(self, place: Place) -> Scope:
@@ -56,7 +56,7 @@ class Knowledge:
             count += found
             await asyncio.sleep(0)
         if not what.dry:
-            self._purges.append((what, self._clock.wall_ns()))
+            self._purges.add(what, self._clock.wall_ns())
             await self.books.purge(what)
         return count
 
@@ -83,7 +83,7 @@ class Knowledge:
             return
         if news.what == "purge":
             what, at = msgspec.json.decode(news.value, type=tuple[Purge, int])
-            self._purges.append((what, at))
+            self._purges.add(what, at)
             for _ in self.scopes.purge(what):
                 await asyncio.sleep(0)
             return
@@ -111,7 +111,11 @@ class Knowledge:
     def _take(self, scope: Scope, data: bytes) -> None:
         """An item that another wrote down."""
         found = read(data, self._clock.wall_ns())
-        if found is None or found.digest in scope.items or self._purged(scope, found):
+        if (
+            found is None
+            or found.digest in scope.items
+            or self._purges.took(found, scope.route, (scope.model,), found.stored_ns)
+        ):
             return
         said = self._parse(found.text)
         item = Item(
@@ -126,11 +130,6 @@ class Knowledge:
             dead_ns=found.dead_ns,
         )
         self._put(scope, item)
-
-    def _purged(self, scope: Scope, found: Written) -> bool:
-        return any(
-            found.stored_ns <= at and what.matches(found, scope.route, (scope.model,)) for what, at in self._purges
-        )
 
     def _put(self, scope: Scope, item: Item) -> None:
         self.scopes.put(scope, item, item.said.vector, self._clock.wall_ns())

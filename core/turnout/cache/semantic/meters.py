@@ -31,9 +31,9 @@ class Seen(msgspec.Struct, frozen=True):
 class _Room:
     """One tenant on one route."""
 
-    def __init__(self, meter: Meter, spec: Semantic, factory: float) -> None:
+    def __init__(self, meter: Meter, made_for: tuple[object, ...]) -> None:
         self.meter = meter
-        self.made_for = (spec.max_false_hit_rate, spec.profile, spec.checks, factory)
+        self.made_for = made_for
         self.near: deque[Seen] = deque(maxlen=LATEST)  # just not served
         self.wrong: deque[Seen] = deque(maxlen=LATEST)  # served, or nearly, and a fresh answer was another one
         self.saved = b""
@@ -53,11 +53,9 @@ class Meters:
     def of(self, tenant: str, route: str, spec: Semantic, factory: float) -> Meter:
         """`factory`: the verifier's own bar for the rate that is wanted."""
         room = self._rooms.get((tenant, route))
-        if room is None or (room.made_for[:3], room.made_for[3]) != (
-            (spec.max_false_hit_rate, spec.profile, spec.checks),
-            factory,
-        ):
-            checks = spec.checks
+        checks = spec.checks
+        made_for = (spec.max_false_hit_rate, spec.profile, checks, factory)
+        if room is None or room.made_for != made_for:
             meter = Meter(
                 spec.max_false_hit_rate,
                 factory,
@@ -69,7 +67,7 @@ class Meters:
                 spend_ns=HOUR_NS,
                 confirmed=True,
             )
-            room = self._rooms[tenant, route] = _Room(meter, spec, factory)
+            room = self._rooms[tenant, route] = _Room(meter, made_for)
             task = asyncio.get_running_loop().create_task(self._take(tenant, route, room))
             self._fresh.add(task)
             task.add_done_callback(self._fresh.discard)

@@ -11,14 +11,18 @@ _DATA = files(__package__) / "data"
 
 
 @cache
+def _read() -> tuple[Any, bytes]:
+    data = (_DATA / "lexicon.bin").read_bytes()
+    return Lexicon(data), hashlib.sha256(data).digest()[:8]
+
+
 def lexicon() -> Any:
-    return Lexicon((_DATA / "lexicon.bin").read_bytes())
+    return _read()[0]
 
 
-@cache
 def lexicon_version() -> bytes:
     """8 bytes; vectors of different versions have nothing in common."""
-    return hashlib.sha256((_DATA / "lexicon.bin").read_bytes()).digest()[:8]
+    return _read()[1]
 
 
 @cache

@@ -18,15 +18,14 @@ from typing import Any
 
 import msgspec
 
-from ..purge import Purge
+from ..purge import Purge, Purges
 from ..tier import Depot
-from .books import News, Place, Written, read, written
+from .books import News, Place, read, written
 from .scopes import Item
 
 MOST_LOG = 20_000
 AT_ONCE = 500
 MOST_WAITING = 2_000
-PURGES = 1_000
 METER_MS = 31 * 86_400_000
 MOST_KNOWN = 10_000
 _encode_place = msgspec.msgpack.Encoder().encode
@@ -42,7 +41,7 @@ class RedisBooks:
         self._author = os.urandom(6)
         self._seen: bytes | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._purges: list[tuple[Purge, int]] = []
+        self._purges = Purges()
         self._loop = asyncio.get_running_loop()
 
     @property
@@ -62,7 +61,7 @@ class RedisBooks:
             pairs = said[1]
             for name, data in zip(pairs[::2], pairs[1::2], strict=False):
                 found = read(data, now) if isinstance(data, bytes) else None
-                if found is None or self._purged(place, found):
+                if found is None or self._purges.took(found, place.route, (place.model,), found.stored_ns):
                     over.append(name)
                 else:
                     out.append(data)
@@ -118,7 +117,7 @@ class RedisBooks:
                     continue
                 found = News(fields[b"what"].decode(), fields[b"scope"], fields[b"value"])
                 if found.what == "purge":
-                    self._heard(msgspec.json.decode(found.value, type=tuple[Purge, int]))
+                    self._purges.add(*msgspec.json.decode(found.value, type=tuple[Purge, int]))
             except (KeyError, ValueError, TypeError, IndexError, AttributeError, msgspec.MsgspecError):
                 continue  # not ours
             out.append(found)
@@ -127,7 +126,7 @@ class RedisBooks:
     async def purge(self, what: Purge) -> None:
         """Written into the log, so that all hosts hear it; and what lies here is taken away."""
         said = (what, time.time_ns())
-        self._heard(said)
+        self._purges.add(*said)
         self._tell("purge", b"", msgspec.json.encode(said))
         await self.flush()
         owners = await self._members(self._owners)
@@ -144,11 +143,6 @@ class RedisBooks:
     async def _members(self, key: bytes) -> list[bytes]:
         said = await self._depot.command(key, b"SMEMBERS", key)
         return [member for member in said if isinstance(member, bytes)] if isinstance(said, list | set) else []
-
-    def _purged(self, place: Place, found: Written) -> bool:
-        return any(
-            found.stored_ns <= at and what.matches(found, place.route, (place.model,)) for what, at in self._purges
-        )
 
     async def _clean(self, place: Place, what: Purge) -> None:
         """Take what fits out of a scope that lies here."""
@@ -201,10 +195,6 @@ class RedisBooks:
         task = self._loop.create_task(self._depot.command(key, *command))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-    def _heard(self, said: tuple[Purge, int]) -> None:
-        self._purges.append(said)
-        del self._purges[:-PURGES]
 
 
 def _hex(name: str) -> str:

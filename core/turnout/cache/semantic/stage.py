@@ -264,9 +264,9 @@ class Lookup:
         near = asked.near
         if near is None or near.digest == entry.digest:
             return False
-        if asked.weight:
-            self._meter(asked).spent(entry.cost_nanos)
         meter = self._meter(asked)
+        if asked.weight:
+            meter.spent(entry.cost_nanos)
         right: bool | None
         if asked.fresh is not None:
             same = same_answer(asked.fresh, text)
