@@ -67,6 +67,7 @@ def many_files() -> None:
 # ---- start and idleness
 
 
+@pytest.mark.alone
 def test_it_answers_within_a_second_of_its_start_and_a_worker_takes_under_60_mb(start: Callable[..., Gateway], engine: str) -> None:
     took: list[float] = []
     shares: list[float] = []
@@ -191,6 +192,7 @@ def test_500_slow_readers_take_little_memory_and_no_time(start: Callable[..., Ga
     assert each < (256 if engine == "native" else 2048) * KIB
 
 
+@pytest.mark.alone
 def test_clients_that_mean_no_good_hardly_slow_the_others(start: Callable[..., Gateway], engine: str, full: bool) -> None:
     """1,100 idle ones, 2,000 that send their heads and 500 that send their bodies byte by byte."""
     many_files()
