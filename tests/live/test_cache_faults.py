@@ -155,8 +155,8 @@ def hurt(name: str, hosts: list[Gateway], do: Callable[[], Any], undo: Callable[
             try:
                 await asyncio.sleep(FAULT_S)
             finally:
+                ended = time.perf_counter()  # before a server is started from this process, which holds up the load itself
                 await by_hand(undo)
-            ended = time.perf_counter()
             await near(load)
         finally:
             await load.stop()
