@@ -16,7 +16,7 @@ import pytest
 from faults.server import FaultServer
 from support.drive import request, run
 from support.gateway import Gateway, config
-from support.processes import cpu_share, descriptors, resident_bytes, stretch, threads
+from support.processes import cpu_share, descriptors, private_bytes, resident_bytes, stretch, threads
 
 KIB = 1024
 SIM = {"kind": "simulated", "ttft_ms": 0.2, "ttft_sigma": 0, "tokens_per_s": 1e6, "token_sigma": 0, "answer_tokens": 3}
@@ -248,7 +248,7 @@ def test_many_requests_with_faults_leave_nothing_behind(start: Callable[..., Gat
     def held() -> tuple[int, int, int]:
         assert Gateway.wait_for(lambda: gateway.metric("turnout_in_flight") == 0)
         time.sleep(0.5)
-        return resident_bytes(pid), descriptors(pid), threads(pid)
+        return private_bytes(pid), descriptors(pid), threads(pid)
 
     before = held()
     second = ask(count - warm)
