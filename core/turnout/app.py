@@ -21,12 +21,13 @@ from .cache.tier import Tier
 from .catalog import Catalog, patience_ms
 from .clock import SystemClock
 from .config.model import Config, RouteConfig
-from .config.version import facts_of, version_of
+from .config.version import facts_of, heeds_headers, version_of
 from .exchange import Receive, Route, Send, Target
 from .flow import Flow
 from .ingress import sharing
 from .ingress.caller import Callers
 from .ingress.endpoints import Endpoints
+from .ingress.incoming import Incoming
 from .ingress.lifespan import lifespan
 from .ingress.question import Question, answer
 from .route.lasting import Lasting
@@ -86,6 +87,7 @@ class App:
         flow = self._build(config, version, simulators or {})
         sample = self._sample(config)
         self.endpoints = Endpoints(flow, self._clock, self.callers, self._rng, sample)
+        self.direct = self.endpoints.serve  # what engine native calls instead
         self._timer: asyncio.TimerHandle | None = None
         self._drain_until = 0.0
         self._tick()
@@ -96,7 +98,7 @@ class App:
         # Not a coroutine itself: a frame less on every resumption of every request.
         kind = scope["type"]
         if kind == "http":
-            return self.endpoints.http(scope, receive, send)
+            return self.endpoints.serve(Incoming(scope, receive, send))
         if kind == "lifespan":
             return lifespan(receive, send, None, self.finish)
         raise ValueError(f"{kind} connections are not served")
@@ -253,6 +255,7 @@ class App:
             tier=self.shelf.tier(self.depot(config)) if looked_at else None,
             lookup=self._lookup(config),
             meter=self.metrics,
+            heeds_headers=any(map(heeds_headers, config.routes)),
         )
 
     def _accounts(

@@ -151,7 +151,6 @@ class Caching:
             headers.append(NOTHING)
         elif x.metadata:
             body += self._marks.closing(x, None)
-        headers.append((b"content-length", b"%d" % len(body)))
         x.status = 200
         self._joining.outcome(x)
         self._joining.saved(x)

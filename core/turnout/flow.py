@@ -55,6 +55,7 @@ class Caller(Protocol):
     def body_nowait(self, most: int) -> bytes | None: ...
     async def read_body(self, most: int) -> bytes: ...
     async def start(self, status: int, headers: Headers) -> None: ...
+    # A whole answer. Its content-length is the caller's to say.
     def reply_nowait(self, status: int, headers: Headers, body: bytes) -> bool: ...
     async def reply(self, status: int, headers: Headers, body: bytes) -> None: ...
     async def send(self, data: bytes, more: bool) -> None: ...
@@ -82,8 +83,10 @@ class Flow:
         tier: Tier | None,
         lookup: Any,
         meter: Meter,
+        heeds_headers: bool,
     ) -> None:
         self.version = version
+        self.heeds_headers = heeds_headers
         self.keyring = keyring
         self.routes = routes
         self._reader = reader
@@ -183,7 +186,6 @@ class Flow:
             headers = [(b"content-type", call.media_type or b"application/json")]
             if call.encoding:
                 headers.append((b"content-encoding", call.encoding))
-        headers.append((b"content-length", b"%d" % len(body)))
         if passed:
             for pair in passed:  # a list comprehension is a call
                 if pair[0] in TO_CLIENT:
@@ -272,7 +274,7 @@ class Flow:
             return
         x.status = fault.status
         body = fault.to_body()
-        headers: Headers = [JSON_HEADER, (b"content-length", b"%d" % len(body))]
+        headers: Headers = [JSON_HEADER]
         headers += self.marks.headers(x, None)
         headers += fault.headers
         if fault.retry_after_s is not None and fault.status in (429, 503):

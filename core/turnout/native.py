@@ -12,13 +12,17 @@ try:
     from . import _native as _source
 
     _built: Any = _source
-except ImportError as exc:
+except ModuleNotFoundError:
     _built = None
-    missing = str(exc) if "TURNOUT_PURE" in str(exc) else "the extension was not built (no cargo at install time?)"
+    missing = "the extension was not built (no cargo at install time?)"
+except ImportError as exc:  # switched off; or it is there and does not load: of another Python, without its memory
+    _built = None
+    missing = str(exc)
 
 if _built is not None:
     Counters: Any = _built.Counters
     FieldScanner: Any = _built.FieldScanner
+    HeadReader: Any = _built.HeadReader
     Lexicon: Any = _built.Lexicon
     Said: Any = _built.Said
     StreamScanner: Any = _built.StreamScanner
@@ -32,6 +36,7 @@ else:
     from .twin.answer import read_answer, read_usage  # noqa: F401
     from .twin.canonical import canonical  # noqa: F401
     from .twin.counters import Counters  # noqa: F401
+    from .twin.head import HeadReader  # noqa: F401
     from .twin.meaning import Lexicon, Said, Verifier  # noqa: F401
     from .twin.rows import ledger_rows  # noqa: F401
     from .twin.scan import FieldScanner  # noqa: F401

@@ -206,34 +206,41 @@ pub fn scope<'py>(
     if parts.version == Version::HTTP_10 {
         scope.set_item(intern!(py, "http_version"), intern!(py, "1.0"))?;
     }
-    let method = match parts.method.as_str() {
-        "POST" => intern!(py, "POST").clone(),
-        "GET" => intern!(py, "GET").clone(),
-        other => PyString::new(py, other),
-    };
-    scope.set_item(intern!(py, "method"), method)?;
+    scope.set_item(intern!(py, "method"), method(py, parts))?;
     let raw = parts.uri.path();
     scope.set_item(intern!(py, "path"), decoded(raw))?;
     scope.set_item(intern!(py, "raw_path"), PyBytes::new(py, raw.as_bytes()))?;
     let query = parts.uri.query().unwrap_or_default();
     scope.set_item(intern!(py, "query_string"), PyBytes::new(py, query.as_bytes()))?;
     scope.set_item(intern!(py, "client"), client(py, peer)?)?;
-    let lines = parts.headers.iter().map(|(name, value)| {
-        (
-            PyBytes::new(py, name.as_str().as_bytes()),
-            PyBytes::new(py, value.as_bytes()),
-        )
-    });
-    let lines: Vec<_> = lines.collect();
-    scope.set_item(intern!(py, "headers"), PyList::new(py, lines)?)?;
+    scope.set_item(intern!(py, "headers"), lines(py, parts)?)?;
     if let Some(state) = scope.get_item(intern!(py, "state"))? {
         scope.set_item(intern!(py, "state"), state.downcast::<PyDict>()?.copy()?)?;
     }
     Ok(scope)
 }
 
+pub fn method<'py>(py: Python<'py>, parts: &request::Parts) -> Bound<'py, PyString> {
+    match parts.method.as_str() {
+        "POST" => intern!(py, "POST").clone(),
+        "GET" => intern!(py, "GET").clone(),
+        other => PyString::new(py, other),
+    }
+}
+
+/// The headers of a request as a list of (name, value).
+pub fn lines<'py>(py: Python<'py>, parts: &request::Parts) -> PyResult<Bound<'py, PyList>> {
+    let lines = parts.headers.iter().map(|(name, value)| {
+        (
+            PyBytes::new(py, name.as_str().as_bytes()),
+            PyBytes::new(py, value.as_bytes()),
+        )
+    });
+    PyList::new(py, lines.collect::<Vec<_>>())
+}
+
 /// A path with its percent-escapes undone.
-fn decoded(raw: &str) -> std::borrow::Cow<'_, str> {
+pub fn decoded(raw: &str) -> std::borrow::Cow<'_, str> {
     if !raw.contains('%') {
         return raw.into();
     }

@@ -12,9 +12,9 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyString, PyTuple};
 use rustls::ClientConfig;
 
-use super::asgi::hooks_of;
 use super::call::{self, Call};
 use super::client::PyCall;
+use super::hooks::hooks_of;
 use super::reactor::reactor_of;
 use super::tls::client_config;
 use super::whole::Whole;
