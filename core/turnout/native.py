@@ -23,6 +23,7 @@ if _built is not None:
     Counters: Any = _built.Counters
     FieldScanner: Any = _built.FieldScanner
     HeadReader: Any = _built.HeadReader
+    KeyTable: Any = _built.KeyTable
     Lexicon: Any = _built.Lexicon
     Said: Any = _built.Said
     StreamScanner: Any = _built.StreamScanner
@@ -37,6 +38,7 @@ else:
     from .twin.canonical import canonical  # noqa: F401
     from .twin.counters import Counters  # noqa: F401
     from .twin.head import HeadReader  # noqa: F401
+    from .twin.keys import KeyTable  # noqa: F401
     from .twin.meaning import Lexicon, Said, Verifier  # noqa: F401
     from .twin.rows import ledger_rows  # noqa: F401
     from .twin.scan import FieldScanner  # noqa: F401

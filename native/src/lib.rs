@@ -9,6 +9,7 @@ use pyo3::prelude::*;
 fn _native(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_class::<kernels::counters::Counters>()?;
     m.add_class::<kernels::head::HeadReader>()?;
+    m.add_class::<kernels::keys::KeyTable>()?;
     m.add_class::<kernels::scan::FieldScanner>()?;
     m.add_class::<kernels::meaning::Lexicon>()?;
     m.add_class::<kernels::meaning::Said>()?;

@@ -15,8 +15,8 @@ class HeadReader:
 
     `HeadReader(kinds, most).read(headers)` gives the presented key (None: there is none; empty: not one), the content
     length (-1: none) and the list of (kind, name, value) that are handed on. Raises `ValueError(what)`: `headers` (too
-    many), `hosts` (a second Host), `no_host`, `host` (not a name or an address with perhaps a port), `length`,
-    `encoding` (a body that is not sent as it is).
+    many), `hosts` (a second Host), `no_host`, `host` (RFC 9110, 7.2 and RFC 3986, 3.2: a name, an IPv4 or a bracketed
+    IPv6 address, and perhaps a port), `length`, `encoding` (a body that is not sent as it is).
     """
 
     def __init__(self, kinds: dict[bytes, int], most: int) -> None:

@@ -15,14 +15,9 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::asgi::Exchange;
-use super::coroutine::{send, throw, Sent};
+use super::coroutine::{send, throw, Outcome, Sent};
 use super::hooks::{hooks_of, Hooks};
 use super::wake::{cancelled_error, without, Callback, Wake};
-
-enum Outcome {
-    Value(Py<PyAny>),
-    Error(PyErr),
-}
 
 struct State {
     coroutine: Option<Py<PyAny>>,
@@ -234,10 +229,7 @@ impl Task {
         // These two end the loop, not only the task that they came up in.
         let ends = matches!(&outcome, Outcome::Error(err)
             if err.is_instance_of::<PySystemExit>(py) || err.is_instance_of::<PyKeyboardInterrupt>(py));
-        let failure = match &outcome {
-            Outcome::Error(err) if !err.is_instance_of::<CancelledError>(py) => Some(err.clone_ref(py)),
-            _ => None,
-        };
+        let failure = outcome.failure(py);
         let (coroutine, callbacks) = {
             let mut state = this.lock();
             state.outcome = Some(outcome);
@@ -327,7 +319,10 @@ impl Task {
     }
 
     fn cancelled(&self, py: Python<'_>) -> bool {
-        matches!(&self.lock().outcome, Some(Outcome::Error(err)) if err.is_instance_of::<CancelledError>(py))
+        self.lock()
+            .outcome
+            .as_ref()
+            .is_some_and(|outcome| outcome.is_cancelled(py))
     }
 
     fn result(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
@@ -341,9 +336,8 @@ impl Task {
     fn exception(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
         match &self.lock().outcome {
             None => Err(InvalidStateError::new_err("exception is not set")),
-            Some(Outcome::Value(_)) => Ok(None),
             Some(Outcome::Error(err)) if err.is_instance_of::<CancelledError>(py) => Err(err.clone_ref(py)),
-            Some(Outcome::Error(err)) => Ok(Some(err.clone_ref(py).into_value(py).into_any())),
+            Some(outcome) => Ok(outcome.failure(py).map(|err| err.into_value(py).into_any())),
         }
     }
 

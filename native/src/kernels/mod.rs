@@ -1,4 +1,4 @@
-//! Kernels: bytes in, bytes or numbers out; no callbacks, no I/O. `answer`, `canonical`, `counters`, `head`, `meaning`, `rows`, `scan`,
+//! Kernels: bytes in, bytes or numbers out; no callbacks, no I/O. `answer`, `canonical`, `counters`, `head`, `keys`, `meaning`, `rows`, `scan`,
 //! `sse` and `tally` have a twin of the same name in `turnout/twin/`; `chunk`, `json`, `lines`, `pack` and `unpack` are what
 //! they are made of.
 
@@ -8,6 +8,7 @@ pub mod chunk;
 pub mod counters;
 pub mod head;
 pub mod json;
+pub mod keys;
 pub mod lines;
 pub mod meaning;
 pub mod pack;
