@@ -133,7 +133,7 @@ class Endpoints:
             elif kind == _WISH:
                 x.wishes = (*x.wishes, (name, value))
             else:
-                x.forward.append((name, value))
+                x.forward = [*x.forward, (name, value)]
         if self.sample and x.trace is None and self._rng.random() < self.sample:
             x.trace = Trace(f"{self._rng.getrandbits(128) or 1:032x}", "")
 

@@ -106,8 +106,14 @@ impl Pool {
         let length = number(intern!(py, "length"))? as usize;
         let body = body_of(request.getattr(intern!(py, "pieces"))?.downcast::<PyList>()?, length)?;
         let mut headers = head.headers.clone();
-        for pair in request.getattr(intern!(py, "forward"))?.downcast::<PyList>()?.iter() {
-            let pair = pair.downcast_into::<PyTuple>()?;
+        let forward = request.getattr(intern!(py, "forward"))?;
+        for pair in (forward.len()? > 0)
+            .then(|| forward.try_iter())
+            .transpose()?
+            .into_iter()
+            .flatten()
+        {
+            let pair = pair?.downcast_into::<PyTuple>()?;
             let (name, value) = (pair.get_item(0)?, pair.get_item(1)?);
             let (name, value) = line(
                 name.downcast::<PyBytes>()?.as_bytes(),
