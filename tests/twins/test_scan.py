@@ -175,9 +175,9 @@ FIELDS = [b'"model":1,', b'"mod\\u0065l":2,', b'"stream":{},', b'"x":[],', b'"me
 
 
 def outcome(scanner: Any, body: bytes) -> tuple[Any, ...]:
-    """The spans, or the kind of flaw and what it names. Offsets and words for malformed text are each one's own."""
+    """What is found, or the kind of flaw and what it names. Offsets and words for malformed text are each one's own."""
     try:
-        return tuple(scanner(NAMES).scan(body))
+        return tuple(scanner(NAMES).look(body, 0b101))
     except ValueError as exc:
         kind, at, what = exc.args
         assert 0 <= at <= len(body)
@@ -243,3 +243,28 @@ def test_accepts_exactly_what_a_full_parser_accepts(scanner: Any) -> None:
 
 def _no_number(word: str) -> None:
     raise ValueError(word)
+
+
+@pytest.mark.parametrize(
+    "body, found",
+    [
+        (b'{"model":"a","stream":true,"messages":[]}', ("a", True, True)),
+        (b'{"model":"a\xc3\xa9","stream":false,"messages":{}}', ("a\u00e9", False, False)),
+        (b'{"model":"\\u0061","stream":null}', (None, False, False)),
+        (b'{"model":"","stream":1,"messages":[1]}', (None, None, True)),
+        (b'{"model":["a"],"messages":"["}', (None, False, False)),
+        (b"{}", (None, False, False)),
+    ],
+)
+def test_looks_at_what_most_bodies_say(scanner: Any, body: bytes, found: tuple[Any, ...]) -> None:
+    one = scanner(["model", "stream", "messages"])
+    assert one.look(body, 0b100) == (one.scan(body), *found)
+    assert one.look(body, 0)[3] is True
+    assert one.look(body, 0b1100)[3] is False  # there is no fourth name
+
+
+def test_the_same_strings_come_back_whatever_was_asked_in_between(scanner: Any) -> None:
+    one = scanner(["model"])
+    for n in (*range(600), 3, 599):
+        assert one.look(b'{"model":"%d"}' % n, 0)[1] == str(n)
+    assert one.look(b'{"model":"%b"}' % (b"x" * 5000), 0)[1] == "x" * 5000

@@ -19,7 +19,7 @@ LINGER_NS = 500_000_000
 
 
 class Request(msgspec.Struct):
-    """One request as it goes to a port. Times are monotonic nanoseconds."""
+    """One request as it goes to a port. Times are monotonic nanoseconds. (Engine native goes by the order of the fields.)"""
 
     path: str  # after the provider's base path
     stream: bool

@@ -2,9 +2,13 @@
 //!
 //! One pass over the body: UTF-8 is checked by SIMD first, then the machine of `json.rs` walks it.
 
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+use memchr::memchr;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyTuple};
+use pyo3::types::{PyBool, PyBytes, PyString, PyTuple};
 
 use super::json::{blank, key, unescape, value, Malformed};
 
@@ -78,10 +82,20 @@ pub fn scan(b: &[u8], names: &[Vec<u8>], spans: &mut [usize]) -> Result<(usize, 
 /// (-1, -1 where it is missing), then the place just after the opening brace and 1 if the object is empty, else 0.
 /// Raises `ValueError("json", offset, what)` for a body that is not a valid JSON object in UTF-8 or is nested deeper
 /// than 128, and `ValueError("duplicate", offset, name)` when one of the names stands in it twice, however spelt.
+///
+/// `look(body, arrays)` gives those, and what most bodies need no more than: the value of the first name where it is a
+/// string without escapes and not empty, else None; that of the second, true or false (false also where it is missing or
+/// null), else None; and whether each name whose bit is set in `arrays` is there with an array.
 #[pyclass(frozen)]
 pub struct FieldScanner {
     names: Vec<Vec<u8>>,
+    /// Strings as they are spelt, because the same few come again and again.
+    met: Mutex<HashMap<Vec<u8>, Py<PyString>>>,
 }
+
+const MOST_MET: usize = 256;
+const MOST_TEXT: usize = 200;
+type Spans = [usize; 64];
 
 #[pymethods]
 impl FieldScanner {
@@ -92,21 +106,60 @@ impl FieldScanner {
         }
         Ok(Self {
             names: names.into_iter().map(String::into_bytes).collect(),
+            met: Mutex::default(),
         })
     }
 
     fn scan<'py>(&self, py: Python<'py>, body: &Bound<'py, PyBytes>) -> PyResult<Bound<'py, PyTuple>> {
-        let mut room = [0usize; 64];
+        self.spans(py, body.as_bytes()).map(|found| found.0)
+    }
+
+    fn look<'py>(&self, py: Python<'py>, body: &Bound<'py, PyBytes>, arrays: u32) -> PyResult<Bound<'py, PyTuple>> {
+        let b = body.as_bytes();
+        let (told, spans) = self.spans(py, b)?;
+        let value = |k: usize| match spans[2 * k] {
+            _ if k >= self.names.len() => None,
+            usize::MAX => None,
+            start => b.get(start..spans[2 * k + 1]),
+        };
+        let text = match value(0) {
+            Some([b'"', text @ .., b'"']) if !text.is_empty() && memchr(b'\\', text).is_none() => {
+                self.meet(py, text)?.into_any()
+            }
+            _ => py.None().into_bound(py),
+        };
+        let flag = match value(1) {
+            Some(b"true") => PyBool::new(py, true).to_owned().into_any(),
+            None | Some(b"false" | b"null") => PyBool::new(py, false).to_owned().into_any(),
+            Some(_) => py.None().into_bound(py),
+        };
+        let (mut good, mut rest) = (true, arrays);
+        while rest != 0 {
+            good &= value(rest.trailing_zeros() as usize).is_some_and(|v| v[0] == b'[');
+            rest &= rest - 1;
+        }
+        PyTuple::new(
+            py,
+            [told.into_any(), text, flag, PyBool::new(py, good).to_owned().into_any()],
+        )
+    }
+}
+
+impl FieldScanner {
+    fn spans<'py>(&self, py: Python<'py>, body: &[u8]) -> PyResult<(Bound<'py, PyTuple>, Spans)> {
+        let mut room = [0; 64];
         let spans = &mut room[..2 * self.names.len()];
-        match scan(body.as_bytes(), &self.names, spans) {
-            Ok((inside, empty)) => PyTuple::new(
-                py,
-                spans
-                    .iter()
-                    .map(|s| isize::try_from(*s).unwrap_or(-1))
-                    .chain([inside as isize, isize::from(empty)])
-                    .collect::<Vec<_>>(),
-            ),
+        match scan(body, &self.names, spans) {
+            Ok((inside, empty)) => {
+                let found = spans.iter().map(|s| isize::try_from(*s).unwrap_or(-1));
+                let rest = [inside as isize, isize::from(empty)];
+                let mut told = [0; 66];
+                let n = spans.len() + 2;
+                told.iter_mut()
+                    .zip(found.chain(rest))
+                    .for_each(|(place, one)| *place = one);
+                Ok((PyTuple::new(py, &told[..n])?, room))
+            }
             Err(Flaw::Json(at, what)) => Err(PyValueError::new_err(("json", at, what))),
             Err(Flaw::Duplicate(at, k)) => Err(PyValueError::new_err((
                 "duplicate",
@@ -114,6 +167,25 @@ impl FieldScanner {
                 String::from_utf8_lossy(&self.names[k]).into_owned(),
             ))),
         }
+    }
+
+    /// As a string, which is the same object for those that come again.
+    fn meet<'py>(&self, py: Python<'py>, text: &[u8]) -> PyResult<Bound<'py, PyString>> {
+        let mut met = self.met.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = met.get(text) {
+            return Ok(known.clone_ref(py).into_bound(py));
+        }
+        let made = PyString::new(py, std::str::from_utf8(text)?);
+        let mut old = HashMap::new();
+        if text.len() <= MOST_TEXT {
+            if met.len() >= MOST_MET {
+                old = std::mem::take(&mut *met);
+            }
+            met.insert(text.to_vec(), made.clone().unbind());
+        }
+        drop(met);
+        drop(old);
+        Ok(made)
     }
 }
 
