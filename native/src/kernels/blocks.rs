@@ -8,10 +8,10 @@ pub type Block = [u8; WIDTH];
 
 /// A way to look at a block. Values of these types are proof that the processor can do it.
 pub trait Look: Copy {
-    /// Quotes and control characters: what ends a string, rightly or not.
-    fn ends(self, block: &Block) -> u64;
-    /// Bytes that are `c`.
-    fn equal(self, block: &Block, c: u8) -> u64;
+    /// Quotes and control characters, which end a string rightly or not; and backslashes.
+    fn ends(self, block: &Block) -> (u64, u64);
+    /// Quotes.
+    fn quotes(self, block: &Block) -> u64;
     /// Whether a byte is not ASCII.
     fn beyond_ascii(self, block: &Block) -> bool;
 }
@@ -53,18 +53,28 @@ mod x86 {
 
     impl Look for Sse2 {
         #[inline(always)]
-        fn ends(self, block: &Block) -> u64 {
+        fn ends(self, block: &Block) -> (u64, u64) {
+            let quarters = Self::quarters(block);
             // SAFETY: SSE2 is part of x86-64.
-            Self::bits(Self::quarters(block).map(|q| unsafe {
-                let turned = _mm_xor_si128(q, _mm_set1_epi8(TURN));
-                _mm_cmpeq_epi8(_mm_min_epu8(turned, _mm_set1_epi8(MOST)), turned)
-            }))
+            unsafe {
+                let ends = quarters.map(|q| {
+                    let turned = _mm_xor_si128(q, _mm_set1_epi8(TURN));
+                    _mm_cmpeq_epi8(_mm_min_epu8(turned, _mm_set1_epi8(MOST)), turned)
+                });
+                let slashes = quarters.map(|q| _mm_cmpeq_epi8(q, _mm_set1_epi8(b'\\' as i8)));
+                // In prose there is mostly neither.
+                let [a, b, c, d] = [0, 1, 2, 3].map(|k| _mm_or_si128(ends[k], slashes[k]));
+                if _mm_movemask_epi8(_mm_or_si128(_mm_or_si128(a, b), _mm_or_si128(c, d))) == 0 {
+                    return (0, 0);
+                }
+                (Self::bits(ends), Self::bits(slashes))
+            }
         }
 
         #[inline(always)]
-        fn equal(self, block: &Block, c: u8) -> u64 {
+        fn quotes(self, block: &Block) -> u64 {
             // SAFETY: SSE2 is part of x86-64.
-            Self::bits(Self::quarters(block).map(|q| unsafe { _mm_cmpeq_epi8(q, _mm_set1_epi8(c as i8)) }))
+            Self::bits(Self::quarters(block).map(|q| unsafe { _mm_cmpeq_epi8(q, _mm_set1_epi8(b'"' as i8)) }))
         }
 
         #[inline(always)]
@@ -113,7 +123,7 @@ mod x86 {
         }
 
         #[inline(always)]
-        fn is(self, half: __m256i, c: u8) -> __m256i {
+        fn equal(self, half: __m256i, c: u8) -> __m256i {
             // SAFETY: `self` says there is AVX2.
             unsafe { _mm256_cmpeq_epi8(half, _mm256_set1_epi8(c as i8)) }
         }
@@ -123,15 +133,16 @@ mod x86 {
     // that they come to lie in.
     impl Look for Avx2 {
         #[inline(always)]
-        fn ends(self, block: &Block) -> u64 {
+        fn ends(self, block: &Block) -> (u64, u64) {
             let (low, high) = self.halves(block);
-            self.bits(self.end(low), self.end(high))
+            let ends = self.bits(self.end(low), self.end(high));
+            (ends, self.bits(self.equal(low, b'\\'), self.equal(high, b'\\')))
         }
 
         #[inline(always)]
-        fn equal(self, block: &Block, c: u8) -> u64 {
+        fn quotes(self, block: &Block) -> u64 {
             let (low, high) = self.halves(block);
-            self.bits(self.is(low, c), self.is(high, c))
+            self.bits(self.equal(low, b'"'), self.equal(high, b'"'))
         }
 
         #[inline(always)]
@@ -143,6 +154,7 @@ mod x86 {
     }
 }
 
+const ONES: u64 = 0x0101_0101_0101_0101;
 const SEVENS: u64 = 0x7f7f_7f7f_7f7f_7f7f;
 const HIGHS: u64 = !SEVENS;
 
@@ -168,13 +180,15 @@ impl Words {
 
 impl Look for Words {
     #[inline(always)]
-    fn ends(self, block: &Block) -> u64 {
-        self.equal(block, b'"') | Self::zeros(block, |w| w & u64::from_ne_bytes([0xe0; 8]))
+    fn ends(self, block: &Block) -> (u64, u64) {
+        let controls = Self::zeros(block, |w| w & (ONES * 0xe0));
+        let slashes = Self::zeros(block, |w| w ^ (ONES * u64::from(b'\\')));
+        (controls | self.quotes(block), slashes)
     }
 
     #[inline(always)]
-    fn equal(self, block: &Block, c: u8) -> u64 {
-        Self::zeros(block, |w| w ^ u64::from_ne_bytes([c; 8]))
+    fn quotes(self, block: &Block) -> u64 {
+        Self::zeros(block, |w| w ^ (ONES * u64::from(b'"')))
     }
 
     #[inline(always)]
@@ -192,10 +206,9 @@ mod tests {
 
     fn check(look: impl Look, block: &Block) {
         let bits = |f: &dyn Fn(u8) -> bool| (0..WIDTH).fold(0, |all, k| all | u64::from(f(block[k])) << k);
-        assert_eq!(look.ends(block), bits(&|c| c == b'"' || c < 0x20), "{block:?}");
-        for c in [b'\\', b'"', 0, 0x80, 0xff] {
-            assert_eq!(look.equal(block, c), bits(&|d| c == d), "{c} in {block:?}");
-        }
+        let ends = bits(&|c| c == b'"' || c < 0x20);
+        assert_eq!(look.ends(block), (ends, bits(&|c| c == b'\\')), "{block:?}");
+        assert_eq!(look.quotes(block), bits(&|c| c == b'"'), "{block:?}");
         assert_eq!(look.beyond_ascii(block), bits(&|c| c >= 0x80) != 0, "{block:?}");
     }
 
@@ -203,7 +216,7 @@ mod tests {
     fn every_way_sees_every_byte_at_every_place() {
         for place in 0..WIDTH {
             for c in 0..=255 {
-                for around in [b'x', b'"', b'!', b'#', 0x1f, 0x20, 0x7f, 0x80, 0xff] {
+                for around in [b'x', b'"', b'\\', b'!', b'#', 0x1f, 0x20, 0x7f, 0x80, 0xff] {
                     let mut block = [around; WIDTH];
                     block[place] = c;
                     check(Words, &block);

@@ -10,6 +10,7 @@ use super::json::{hex4, MAX_DEPTH};
 
 /// The bits of odd numbers.
 const ODD: u64 = 0xaaaa_aaaa_aaaa_aaaa;
+const ONES: u64 = 0x0101_0101_0101_0101;
 
 /// A place in a text, and what is known of the block around it.
 ///
@@ -111,9 +112,9 @@ impl<'a, L: Look> Cursor<'a, L> {
             }
         };
         self.from = from;
-        self.ends = self.look.ends(block);
+        let (ends, slashes) = self.look.ends(block);
+        self.ends = ends;
         self.beyond_ascii |= self.look.beyond_ascii(block);
-        let slashes = self.look.equal(block, b'\\');
         if slashes | self.carry != 0 {
             // `codes` will be the backslashes that escape, and all else that is escaped: in a run of backslashes every
             // second one escapes, from the first on, and taking away the run's bits leaves those at odd places if it
@@ -122,7 +123,7 @@ impl<'a, L: Look> Cursor<'a, L> {
             let codes = (starts << 1 | ODD).wrapping_sub(starts) ^ ODD;
             let escaped = codes ^ (slashes | self.carry);
             self.carry = (codes & slashes) >> 63;
-            let others = escaped & !(slashes | self.look.equal(block, b'"'));
+            let others = escaped & !(slashes | self.look.quotes(block));
             if others != 0 {
                 self.half = check_escapes(self.b, from, others, self.half)?;
             }
@@ -316,8 +317,12 @@ impl<'a, L: Look> Cursor<'a, L> {
 #[cold]
 fn blanks(b: &[u8], mut i: usize) -> usize {
     loop {
-        while b[i..].first_chunk::<8>() == Some(b"        ") {
-            i += 8;
+        if let Some(eight) = b[i..].first_chunk::<8>() {
+            let others = u64::from_le_bytes(*eight) ^ ONES * 0x20;
+            i += (others.trailing_zeros() / 8) as usize;
+            if others == 0 {
+                continue;
+            }
         }
         if !matches!(b[i], b' ' | b'\n' | b'\t' | b'\r') {
             return i;
