@@ -93,7 +93,7 @@ class Endpoint:
             return None
         task = asyncio.get_running_loop().create_task(self._run(x, text, why, key))
         state.tasks[key] = task
-        task.add_done_callback(lambda _: state.tasks.pop(key, None))
+        task.add_done_callback(lambda done: (state.tasks.pop(key, None), _result(done)))
         return task if how == "ask" or patient else None
 
     async def _run(self, x: Exchange, text: str, why: str, key: bytes) -> bytes | None:
