@@ -232,6 +232,19 @@ def test_who_has_waited_long_enough_goes_on_and_the_vector_comes_all_the_same() 
     run(work)
 
 
+def test_a_request_with_little_time_left_does_not_wait_on() -> None:
+    async def work() -> None:
+        world = World(timeout_ms=5000)
+        x = world.by()
+        x.deadline_ns = SystemClock().now_ns() + 1_000_000
+        began = SystemClock().now_ns()
+        assert await world.endpoint.within(x, "a") is None
+        assert SystemClock().now_ns() - began < 2 * S
+        assert world.state.pause.failures == 0  # that was no fault of the endpoint
+
+    run(work)
+
+
 def test_no_more_are_under_way_and_waiting_than_the_config_says() -> None:
     async def work() -> None:
         world = World(timeout_ms=5000, max_calls=3)

@@ -144,42 +144,17 @@ class Lookup:
     async def answer(self, x: Exchange, asked: Asked, least: float) -> Entry | None:
         """The answer that may be given, if there is one. `least`: the caller wants a cosine of at least that."""
         assert x.route is not None
-        now = self._wall()
-        self._meter(asked).request(now)
-        if asked.endpoint is not None:
-            entry, outcome = await self._answer_beside(x, asked, least, now)
-        else:
-            entry, outcome = await self._by_score(x, asked, least, now)
-        self._count("turnout_semantic_total", (x.route.name, outcome))
-        return entry
-
-    async def _answer_beside(self, x: Exchange, asked: Asked, least: float, now: int) -> tuple[Entry | None, str]:
-        """The same with an endpoint, which is asked where the first look serves nothing."""
-        beside.gate_of(self.meters, asked).request(now)
-        near = asked.near
-        bar = self._meter(asked).threshold(asked.place.scope, near.number, now) if near is not None else 0.0
-        if near is None or asked.cosine < least or asked.score < bar:
-            verifier = models.verifier(asked.spec.profile)
-            await beside.propose(x, asked, verifier, self._clock)
-            self._weigh(asked, verifier)
-        entry, outcome = await self._by_score(x, asked, least, now)
-        if entry is not None:
-            return entry, f"{outcome}-proposed" if asked.proposed is asked.near else outcome
-        if (item := asked.found) is not None:
-            if beside.passes(self.meters, asked, item, least, now):
-                entry = await self._entry(x, asked, item)
-            beside.tell(self.meters, asked, item, entry, now)
-        return entry, "hit-gate" if entry is not None else outcome
-
-    async def _by_score(self, x: Exchange, asked: Asked, least: float, now: int) -> tuple[Entry | None, str]:
-        """What the verifier says of the nearest one; and the outcome's name."""
         meter = self._meter(asked)
+        now = self._wall()
+        meter.request(now)
+        if asked.endpoint is not None:
+            await self._look_beside(x, asked, least, meter, now)
         item, outcome = asked.near, "far"
         entry: Entry | None = None
         if item is not None:
             scope = asked.place.scope
             bar = meter.threshold(scope, item.number, now)
-            if asked.sim < least:
+            if (asked.cosine if asked.endpoint is None else asked.sim) < least:
                 outcome = "least"
             elif asked.score >= bar:
                 outcome = "hit"
@@ -200,7 +175,31 @@ class Lookup:
             else:
                 meter.missed(now, asked.score, scope, item.number)
             self.meters.saw(asked.tenant, asked.place.route, asked.text, item.text, asked.score, bar, outcome)
-        return entry, outcome
+        if asked.endpoint is not None:
+            entry, outcome = await self._behind(x, asked, entry, outcome, least, now)
+        self._count("turnout_semantic_total", (x.route.name, outcome))
+        return entry
+
+    async def _look_beside(self, x: Exchange, asked: Asked, least: float, meter: Any, now: int) -> None:
+        """What the endpoint proposes, unless the first look serves already."""
+        beside.gate_of(self.meters, asked).request(now)
+        near = asked.near
+        if near is None or asked.cosine < least or asked.score < meter.threshold(asked.place.scope, near.number, now):
+            verifier = models.verifier(asked.spec.profile)
+            await beside.propose(x, asked, verifier, self._clock)
+            self._weigh(asked, verifier)
+
+    async def _behind(
+        self, x: Exchange, asked: Asked, entry: Entry | None, outcome: str, least: float, now: int
+    ) -> tuple[Entry | None, str]:
+        """The gate, where the verifier has let nothing pass; and the outcome's name."""
+        if entry is not None:
+            return entry, f"{outcome}-proposed" if asked.proposed is asked.near else outcome
+        if (item := asked.found) is not None:
+            if beside.passes(self.meters, asked, item, least, now):
+                entry = await self._entry(x, asked, item)
+            beside.tell(self.meters, asked, item, entry, now)
+        return entry, "hit-gate" if entry is not None else outcome
 
     def wants_check(self, asked: Asked) -> bool:
         """Whether this hit is to be asked again, to know whether it was right."""

@@ -53,11 +53,14 @@ class Endpoint:
         self._counts = counts
 
     async def within(self, x: Exchange, text: str) -> bytes | None:
-        """The vector of a text as it is kept (vectors.py), if it is there within `timeout_ms`."""
+        """The vector of a text as it is kept (vectors.py), if it is there within `timeout_ms` and the request's own limit."""
         found = self._begin(x, text, "embed")
         if not isinstance(found, asyncio.Task):
             return found
-        done, _ = await asyncio.wait((found,), timeout=self._spec.timeout_ms / 1e3)
+        most_s = self._spec.timeout_ms / 1e3
+        if x.deadline_ns:
+            most_s = min(most_s, max(0.0, (x.deadline_ns - self._now()) / 1e9))
+        done, _ = await asyncio.wait((found,), timeout=most_s)
         if not done:
             self._count("late")
         return _result(found) if done else None
