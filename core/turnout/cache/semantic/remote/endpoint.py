@@ -45,7 +45,8 @@ class Endpoint:
     def __init__(self, space: bytes, state: State, ask: Ask, now_ns: Callable[[], int], counts: Counts) -> None:
         spec = state.spec
         self.space = space
-        self.name = f"{spec.provider}/{spec.model}" + (f"/{spec.dimensions}" if spec.dimensions else "")
+        # What is learned of its cosines goes by this: of the same name elsewhere it may be another model.
+        self.name = f"{spec.provider}/{spec.model}#{space.hex()[:6]}"
         self._spec = spec
         self._state = state
         self._ask = ask
