@@ -95,7 +95,8 @@ class Asker:
     async def __call__(self, x: Exchange, text: str, why: str, until_ns: int) -> bytes:
         """The body of an answer whose status was well; it is JSON. `why`: in the name of the request that it is booked as.
         Raises Fault."""
-        account, port = self._ports[self._at]
+        at = self._at
+        account, port = self._ports[at]
         now = self._clock.now_ns()
         spec = self._spec
         attempt = Attempt(spec.provider, account, spec.model, CAUSE, now)
@@ -122,7 +123,8 @@ class Asker:
             attempt.reason = fault.reason
             attempt.status = attempt.status or fault.upstream_status
             side.fault, side.status = fault, fault.status
-            self._at = (self._at + 1) % len(self._ports)
+            if self._at == at:  # else another call has found out already
+                self._at = (at + 1) % len(self._ports)
             raise
         except BaseException:
             attempt.reason, side.status = "client_gone", 499

@@ -11,6 +11,8 @@ import pytest
 from test_lookup import READER, World
 
 from turnout.cache.policy import Policy
+from turnout.cache.purge import Purge
+from turnout.cache.semantic.books import Place
 from turnout.cache.semantic.meters import CLOSED, GATE, UNSEEN, Meters
 from turnout.cache.semantic.remote import beside
 from turnout.cache.semantic.remote.vectors import read_vector
@@ -198,6 +200,33 @@ def test_one_that_was_kept_without_a_vector_is_found_by_the_local_table_alone(tm
         world.given.away = False
         await world.learned(FAR, "t", "under the mat")  # asked anew, e.g. when it was stale
         assert await world.ask(world.request(FAR_SAME, "t")) == "under the mat"
+        await world.room.close()
+
+    run(work)
+
+
+@pytest.mark.parametrize("evicted", [False, True])
+def test_a_vector_that_comes_after_a_purge_brings_nothing_back(tmp_path: Path, evicted: bool) -> None:
+    async def work() -> None:
+        world = Beside(tmp_path)
+        comes: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        real = world.given.within
+
+        async def later(x: Exchange, text: str) -> bytes | None:
+            await comes
+            return await real(x, text)
+
+        world.given.later = later  # type: ignore[method-assign]
+        await world.learned(FAR, "t", "under the mat")
+        (scope,) = world.room.knowledge.scopes
+        if evicted:
+            world.room.knowledge.scopes.drop(scope)
+        await world.room.knowledge.purge(Purge(tenant="t", dry=False))
+        comes.set_result(None)
+        await asyncio.sleep(0.05)
+        await world.room.knowledge.books.flush()
+        place = Place(scope.key, scope.owner, scope.route, scope.model)
+        assert await world.room.knowledge.books.load(place) == [] and not world.vectors
         await world.room.close()
 
     run(work)

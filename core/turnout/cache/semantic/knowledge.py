@@ -47,6 +47,8 @@ class Knowledge:
 
     def learn(self, place: Place, scope: Scope, item: Item, remote: bytes, entry: Entry) -> None:
         """An endpoint's vector of a question that is kept already: it is written down anew, with it."""
+        if self._purges.took(item, scope.route, (scope.model,), item.stored_ns):
+            return  # also of a scope that is not in memory any more
         self.scopes.learn(scope, item, remote, self._clock.wall_ns())
         if scope.items.get(item.digest) is item:
             self.books.add(place, item, pack(entry, self._clock.now_ns(), item.stored_ns))
