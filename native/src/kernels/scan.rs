@@ -6,10 +6,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyTuple};
 
-#[cfg(not(target_arch = "x86_64"))]
-use super::blocks::Words;
-#[cfg(target_arch = "x86_64")]
-use super::blocks::{Avx2, Sse2};
+use super::blocks::{run, Look, Task};
 use super::json::{blank, key, unescape, value, Malformed};
 use super::quick::Cursor;
 
@@ -30,28 +27,22 @@ impl From<Malformed> for Flaw {
 /// Returns the place just after the opening brace, and whether the object is empty.
 #[inline]
 pub fn scan(b: &[u8], names: &[Vec<u8>], spans: &mut [usize]) -> Result<(usize, bool), Flaw> {
-    match quick_scan(b, names, spans) {
+    match run(Quick(b, names, spans)) {
         Some(found) => Ok(found),
         None => full_scan(b, names, spans),
     }
 }
 
 /// As `scan`; None unless all is well.
-fn quick_scan(b: &[u8], names: &[Vec<u8>], spans: &mut [usize]) -> Option<(usize, bool)> {
-    #[cfg(target_arch = "x86_64")]
-    {
-        #[target_feature(enable = "avx2,bmi1,bmi2")]
-        unsafe fn with_avx2(look: Avx2, b: &[u8], names: &[Vec<u8>], spans: &mut [usize]) -> Option<(usize, bool)> {
-            Cursor::new(b, look)?.fields(names, spans)
-        }
-        if let Some(look) = Avx2::found() {
-            // SAFETY: a value of `Avx2` says that the processor has all three.
-            return unsafe { with_avx2(look, b, names, spans) };
-        }
-        Cursor::new(b, Sse2)?.fields(names, spans)
+struct Quick<'a>(&'a [u8], &'a [Vec<u8>], &'a mut [usize]);
+
+impl Task for Quick<'_> {
+    type Out = Option<(usize, bool)>;
+
+    #[inline(always)]
+    fn run(self, look: impl Look) -> Self::Out {
+        Cursor::new(self.0, look)?.fields(self.1, self.2)
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    Cursor::new(b, Words)?.fields(names, spans)
 }
 
 /// As `scan`, a byte after the other.
@@ -154,7 +145,7 @@ impl FieldScanner {
 mod tests {
     use super::*;
 
-    fn run(body: &str) -> Result<Vec<usize>, Flaw> {
+    fn found(body: &str) -> Result<Vec<usize>, Flaw> {
         let names = [b"model".to_vec(), b"stream".to_vec()];
         let mut spans = [0; 4];
         scan(body.as_bytes(), &names, &mut spans).map(|_| spans.to_vec())
@@ -163,16 +154,16 @@ mod tests {
     #[test]
     fn finds_values_and_leaves_the_rest() {
         let body = r#" {"a":[1,{"model":2}], "model" : "x\"y", "stream":true} "#;
-        let s = run(body).unwrap();
+        let s = found(body).unwrap();
         assert_eq!(&body[s[0]..s[1]], r#""x\"y""#);
         assert_eq!(&body[s[2]..s[3]], "true");
     }
 
     #[test]
     fn refuses_a_name_that_stands_twice_however_spelt() {
-        assert!(matches!(run(r#"{"model":1,"model":2}"#), Err(Flaw::Duplicate(_, 0))));
+        assert!(matches!(found(r#"{"model":1,"model":2}"#), Err(Flaw::Duplicate(_, 0))));
         assert!(matches!(
-            run(r#"{"model":1,"mod\u0065l":2}"#),
+            found(r#"{"model":1,"mod\u0065l":2}"#),
             Err(Flaw::Duplicate(_, 0))
         ));
     }
@@ -193,16 +184,16 @@ mod tests {
             "{\"a\":[1 2]}",
             "{\"a\":\"\\ud800\"}",
         ] {
-            assert!(matches!(run(bad), Err(Flaw::Json(..))), "{bad}");
+            assert!(matches!(found(bad), Err(Flaw::Json(..))), "{bad}");
         }
     }
 
     #[test]
     fn bounds_the_depth() {
         let deep = |n: usize| format!("{{\"a\":{}{}}}", "[".repeat(n), "]".repeat(n));
-        assert!(run(&deep(127)).is_ok());
-        assert!(run(&deep(128)).is_err());
-        assert!(run(&deep(100_000)).is_err());
+        assert!(found(&deep(127)).is_ok());
+        assert!(found(&deep(128)).is_err());
+        assert!(found(&deep(100_000)).is_err());
     }
 
     #[test]
@@ -212,6 +203,6 @@ mod tests {
             let names = [b"model".to_vec()];
             assert!(scan(&body.as_bytes()[..n], &names, &mut [0; 2]).is_err(), "{n}");
         }
-        assert!(run(body).is_ok());
+        assert!(found(body).is_ok());
     }
 }
