@@ -141,28 +141,11 @@ class Recorder:
     def pump(self, now_ns: int) -> int:
         """Move what lies in the rings, at most 1,000 records each; returns how many there were."""
         count = 0
-        sinks = self.sinks
-        calm = self.log.requests != "all"  # then nobody but the ledger reads of what went well
         positions: list[int] = []
         for ring in self.rings:
-            raws, position = ring.peek_nowait()
+            taken, position = ring.peek_nowait(self._read)
             positions.append(position)
-            for raw in raws:
-                count += 1
-                try:
-                    if self.ledger.add(raw) and calm:
-                        continue
-                    record = decode(raw)
-                except Exception as e:  # a worker of another version, or a damaged ring: the next record may be sound
-                    self.undecodable += 1
-                    if self.undecodable == 1:
-                        self.say("error", f"a record could not be read and is lost: {scrub(str(e))}")
-                    continue
-                for sink in sinks:
-                    try:
-                        sink.add(record)
-                    except Exception as e:
-                        self._failed(sink, e)
+            count += taken
         self.records += count
         for end in self.ends:
             try:
@@ -175,6 +158,33 @@ class Recorder:
             ring.release(position)
         self._watch(now_ns)
         return count
+
+    def _read(self, piece: bytes, most: int) -> tuple[int, int, int]:
+        """Give the records in a piece of a ring to the ledger, and those that others read of to the sinks. What it takes
+        and returns: see `Ring.peek_nowait`."""
+        others, records, bad, used, more = self.ledger.add(piece, most, self.log.requests == "all")
+        if bad:
+            self._unread(bad, "not a record")
+        if others:
+            sinks = self.sinks
+            for raw in others:
+                try:
+                    record = decode(raw)
+                except Exception as e:
+                    self._unread(1, scrub(str(e)))
+                    continue
+                for sink in sinks:
+                    try:
+                        sink.add(record)
+                    except Exception as e:
+                        self._failed(sink, e)
+        return records, used, more
+
+    def _unread(self, n: int, why: str) -> None:
+        """Records of a worker of another version, or of a damaged ring: the next may be sound."""
+        if not self.undecodable:
+            self.say("error", f"a record could not be read and is lost: {why}")
+        self.undecodable += n
 
     def close(self) -> None:
         """Read the rings to their end and close every sink; says what was lost, if anything was."""

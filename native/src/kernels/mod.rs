@@ -1,11 +1,12 @@
 //! Kernels: bytes in, bytes or numbers out; no callbacks, no I/O. `answer`, `canonical`, `counters`, `head`, `keys`, `meaning`, `rows`, `scan`,
-//! `sse` and `tally` have a twin of the same name in `turnout/twin/`; `chunk`, `json`, `lines`, `pack` and `unpack` are what
+//! `sse` and `tally` have a twin of the same name in `turnout/twin/`; `chunk`, `fields`, `json`, `lines`, `pack` and `unpack` are what
 //! they are made of.
 
 pub mod answer;
 pub mod canonical;
 pub mod chunk;
 pub mod counters;
+pub mod fields;
 pub mod head;
 pub mod json;
 pub mod keys;
