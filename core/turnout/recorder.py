@@ -33,8 +33,10 @@ from .telemetry.record import Record, decode
 from .telemetry.redact import scrub
 from .telemetry.ring import DEFAULT_SIZE, Ring
 
-BUSY_MS = 20  # between two looks into the rings while records come: fewer, larger batches keep its code in the cache
-IDLE_MS = 50  # ... when none have come for a while: 20 wake-ups a second, 0.3 % of a core measured
+# Between two looks into the rings. Fewer, larger batches keep its code in the cache: of 6,000 records a second each cost
+# 2.1 us at 20 ms and 1.8 at 50, one core shared. While none come, 20 wake-ups a second are 0.3 % of a core.
+EVERY_MS = 50
+MOST = 1000  # records of one ring before the others have their turn; where there are more, the next turn comes at once
 DRAIN_S = 10.0  # how long the end reads on, if the workers still write
 SAY_EVERY_NS = 60_000_000_000
 MOST_LINE_BYTES = 1024 * 1024
@@ -139,11 +141,11 @@ class Recorder:
             self.spans = self._spans(new)
 
     def pump(self, now_ns: int) -> int:
-        """Move what lies in the rings, at most 1,000 records each; returns how many there were."""
+        """Move what lies in the rings, at most `MOST` records each; returns how many there were."""
         count = 0
         positions: list[int] = []
         for ring in self.rings:
-            taken, position = ring.peek_nowait(self._read)
+            taken, position = ring.peek_nowait(self._read, MOST)
             positions.append(position)
             count += taken
         self.records += count
@@ -299,7 +301,7 @@ def main() -> int:
     stdin = Stdin(sys.stdin.fileno())
     lines: list[bytes] = []
     while not lines and not stdin.ended and not ending:
-        lines = stdin.wait_lines(IDLE_MS)
+        lines = stdin.wait_lines(EVERY_MS)
     if not lines:
         return 0
     try:
@@ -310,7 +312,6 @@ def main() -> int:
         return 2
 
     del lines[0]
-    wait_ms = BUSY_MS
     while True:
         for line in lines:
             try:
@@ -319,8 +320,8 @@ def main() -> int:
                 recorder.say("error", f"new settings were refused, the old ones stay: {e}")
         if stdin.ended or ending:
             break
-        wait_ms = BUSY_MS if recorder.pump(time.monotonic_ns()) else min(2 * wait_ms, IDLE_MS)
-        lines = stdin.wait_lines(wait_ms)
+        count = recorder.pump(time.monotonic_ns())
+        lines = stdin.wait_lines(0 if count >= MOST else EVERY_MS)
     recorder.close()
     out.close()
     err.close()

@@ -48,7 +48,7 @@ class Ring:
         words[0] = at + n
         return True
 
-    def peek_nowait(self, read: Callable[[bytes, int], tuple[int, int, int]], most: int = 1000) -> tuple[int, int]:
+    def peek_nowait(self, read: Callable[[bytes, int], tuple[int, int, int]], most: int) -> tuple[int, int]:
         """Give `read` up to `most` records, oldest first, many at once; returns how many it took and the position behind
         them. They stay until `release`: a reader that is killed before it has dealt with them leaves them to the next one.
 

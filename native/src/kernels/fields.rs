@@ -111,14 +111,16 @@ pub struct Stamps {
     last: [u8; 24],
 }
 
-impl Stamps {
-    pub fn new() -> Self {
+impl Default for Stamps {
+    fn default() -> Self {
         Self {
             second: 0,
             last: stamp(0),
         }
     }
+}
 
+impl Stamps {
     /// RFC 3339 in UTC with milliseconds.
     pub fn of(&mut self, wall_ns: i64) -> [u8; 24] {
         let (second, ms) = (

@@ -90,7 +90,7 @@ pub fn batch(data: &[u8], most: usize, everything: bool) -> Batch<'_> {
         want: 0,
     };
     let mut work = Work {
-        stamps: Stamps::new(),
+        stamps: Stamps::default(),
         attempts: Vec::new(),
     };
     while out.records < most {
