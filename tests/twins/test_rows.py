@@ -83,7 +83,7 @@ def test_what_is_cut_off_is_refused(x: Exchange, share: float) -> None:
     assert one(raw + b"\x00") == "refused"
 
 
-@pytest.mark.parametrize("raw", [b"", b"\xc1", b"\x90", b"\xdd\xff\xff\xff\xff", b"\x01", msgspec.msgpack.encode(["x"] * 41), b"\xdc\x00\x29" + b"\xdd\x7f\xff\xff\xff" * 9])
+@pytest.mark.parametrize("raw", [b"", b"\xc1", b"\x90", b"\xdd\xff\xff\xff\xff", b"\x01", msgspec.msgpack.encode(["x"] * 41), b"\xdc\x00\x29" + b"\xdd\x7f\xff\xff\xff" * 9, b"\xdc\x00\x29" + b"\x91" * 100_000])
 def test_what_is_no_record_is_refused(raw: bytes) -> None:
     assert one(raw) == "refused"
 

@@ -137,7 +137,7 @@ impl Stamps {
     }
 }
 
-/// At the begin of a second. Days to a date as in Howard Hinnant's `civil_from_days`.
+/// At the beginning of a second. Days to a date as in Howard Hinnant's `civil_from_days`.
 fn stamp(seconds: i64) -> [u8; 24] {
     let (days, of_day) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
     let z = days + 719_468;

@@ -1,6 +1,6 @@
 //! Kernels: bytes in, bytes or numbers out; no callbacks, no I/O. `answer`, `canonical`, `counters`, `head`, `keys`, `meaning`, `rows`, `scan`,
-//! `sse` and `tally` have a twin of the same name in `turnout/twin/`; `chunk`, `fields`, `json`, `lines`, `pack` and `unpack` are what
-//! they are made of.
+//! `sse` and `tally` have a twin of the same name in `turnout/twin/`; `chunk`, `fields`, `json`, `lines`, `pack` and
+//! `unpack` are what they are made of.
 
 pub mod answer;
 pub mod canonical;
