@@ -22,6 +22,7 @@ from .catalog import Catalog, patience_ms
 from .clock import SystemClock
 from .config.model import Config, RouteConfig
 from .config.version import facts_of, heeds_headers, version_of
+from .embedding import Embeddings
 from .exchange import Receive, Route, Send, Target
 from .flow import Flow
 from .ingress import sharing
@@ -83,6 +84,7 @@ class App:
         self.shelf = Shelf(config.cache, board)
         self._depot: Depot | None = None
         self.room: Room | None = None  # the semantic cache, once a route has one
+        self._embeddings = Embeddings(self._clock, self.metrics.observe, self.metrics)
         self._ending: list[asyncio.Task[None]] = []
         flow = self._build(config, version, simulators or {})
         sample = self._sample(config)
@@ -196,6 +198,7 @@ class App:
         out.update(self._lasting.seen(now))
         if self.room is not None:
             out.update(self.room.seen())
+        out.update(self._embeddings.seen())
         return out
 
     def explain(self, question: Question) -> dict[str, Any]:
@@ -228,7 +231,13 @@ class App:
             looked_at += LOOKED_AT_TOO
         reader = RequestReader((*looked_at, *{name for spec in config.routes for name in spec.set}))
         routes = [
-            self._route(spec, config, reader.names, tuple(targets(t, spec) for t in leaves(spec)))
+            self._route(
+                spec,
+                config,
+                reader.names,
+                tuple(targets(t, spec) for t in leaves(spec)),
+                endpoint=self._embeddings.of(config.embedding_of(spec), config.providers, accounts, catalog),
+            )
             for spec in config.routes
         ]
         direct = {}
@@ -329,6 +338,7 @@ class App:
         names: Sequence[str],
         groups: tuple[tuple[Target, ...], ...],
         strip_prefix: bool = False,
+        endpoint: Any = None,
     ) -> Route:
         stream = spec.stream
         if stream.on_failure == "restart" and stream.restart_window is None:
@@ -353,7 +363,7 @@ class App:
             sets=sets,
             header=(b"x-turnout-route", header_value(spec.name)),
             strip_prefix=strip_prefix,
-            cache=Policy(asks, names, version_of(spec, config), sets, facts_of(spec)) if asks is not None else None,
+            cache=asks and Policy(asks, names, version_of(spec, config), sets, facts_of(spec), endpoint),
         )
 
 

@@ -187,9 +187,9 @@ class Flow:
             if call.encoding:
                 headers.append((b"content-encoding", call.encoding))
         if passed:
-            for pair in passed:  # a list comprehension is a call
-                if pair[0] in TO_CLIENT:
-                    headers.append(pair)
+            for name, value in passed:  # a list comprehension is a call
+                if name in TO_CLIENT:
+                    headers.append((name, value))
         x.head_ns = self._now()
         headers += self.marks.headers(x, target)
         if x.attempts[-1].priced:  # no figure says less than a wrong one

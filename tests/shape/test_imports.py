@@ -23,6 +23,7 @@ LEVELS: tuple[frozenset[str], ...] = tuple(
         "wire",  # bytes <-> Structs; usage is read into exchange.Usage
         "admit guard cache route upstream stream account telemetry state improve",  # the rooms
         "config marks asking",  # asking: a request's attempts, over route, upstream, stream and account
+        "embedding",  # calls for vectors, over upstream, cache and account
         "hedging",  # attempts that race until one has its first token
         "elsewhere",  # what other workers and hosts have of an answer
         "joining",  # upstream calls that several may read; is given the flow it stands in

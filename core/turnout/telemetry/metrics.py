@@ -114,14 +114,32 @@ FAMILIES: dict[str, tuple[str, tuple[str, ...], str, tuple[float, ...]]] = {
     "turnout_semantic_total": (
         "counter",
         ("route", "outcome"),
-        "Semantic look-ups: hit, hit-deep, far, score, score-deep, gone, or bypass-REASON",
+        "Semantic look-ups: hit, hit-deep, far, score, score-deep, gone, or bypass-REASON; of an endpoint: hit-proposed, hit-deep-proposed, hit-gate",
         (),
     ),
     "turnout_semantic_late_total": ("counter", ("route",), "Second looks that did not come in time", ()),
     "turnout_semantic_labels_total": (
         "counter",
         ("route", "kind", "verdict"),
-        "Hits asked again (check), misses near a kept question (miss) and users' words (feedback): right, wrong, unclear",
+        "Hits asked again (check), misses near a kept question (miss, by an endpoint's vectors: found) and users' words (feedback): right, wrong, unclear",
+        (),
+    ),
+    "turnout_semantic_embeddings_total": (
+        "counter",
+        ("provider", "model", "outcome"),
+        "Vectors asked of an endpoint: ok, or why there was none; late: a request went on without it",
+        (),
+    ),
+    "turnout_semantic_embeddings_paused": (
+        "gauge",
+        ("provider", "model"),
+        "Workers that leave an endpoint alone for now",
+        (),
+    ),
+    "turnout_semantic_gate": (
+        "gauge",
+        ("route", "tenant", "embedding"),
+        "Cosine of an endpoint's vectors from which on an answer is given; over 1: closed",
         (),
     ),
     "turnout_semantic_threshold": ("gauge", ("route", "tenant"), "Score from which on an answer is given", ()),
@@ -294,7 +312,14 @@ def decode(data: bytes) -> Snapshot:
 
 
 # What every worker says of the same thing.
-LARGEST = frozenset(("turnout_cache_false_hit_rate", "turnout_semantic_threshold", "turnout_semantic_alarm"))
+LARGEST = frozenset(
+    (
+        "turnout_cache_false_hit_rate",
+        "turnout_semantic_threshold",
+        "turnout_semantic_gate",
+        "turnout_semantic_alarm",
+    )
+)
 
 
 def add(snapshots: Iterable[Snapshot]) -> Snapshot:

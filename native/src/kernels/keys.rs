@@ -6,6 +6,8 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use ring::digest::{digest, SHA256};
 
+type Row = ([u8; 32], Py<PyAny>);
+
 /// Finds what belongs to a key. `KeyTable(entries).find(presented)`: `entries` are pairs of a key's SHA-256 and whatever
 /// stands for its holder; None where no key has the digest of what was presented.
 ///
@@ -14,7 +16,7 @@ use ring::digest::{digest, SHA256};
 #[pyclass(frozen)]
 pub struct KeyTable {
     /// By the first eight bytes of the digest.
-    rows: HashMap<u64, Vec<([u8; 32], Py<PyAny>)>>,
+    rows: HashMap<u64, Vec<Row>>,
 }
 
 fn place(digest: &[u8; 32]) -> u64 {
@@ -29,7 +31,7 @@ fn same(a: &[u8; 32], b: &[u8; 32]) -> bool {
 #[pymethods]
 impl KeyTable {
     #[new]
-    fn new(entries: Vec<([u8; 32], Py<PyAny>)>) -> Self {
+    fn new(entries: Vec<Row>) -> Self {
         let mut rows: HashMap<u64, Vec<_>> = HashMap::new();
         for (digest, who) in entries {
             rows.entry(place(&digest)).or_default().push((digest, who));

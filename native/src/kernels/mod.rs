@@ -1,8 +1,9 @@
-//! Kernels: bytes in, bytes or numbers out; no callbacks, no I/O. `answer`, `canonical`, `counters`, `head`, `keys`, `meaning`, `rows`, `scan`,
-//! `sse` and `tally` have a twin of the same name in `turnout/twin/`; `chunk`, `fields`, `json`, `lines`, `pack` and
-//! `unpack` are what they are made of.
+//! Kernels: bytes in, bytes or numbers out; no callbacks, no I/O. `answer`, `canonical`, `counters`, `head`, `keys`, `meaning`,
+//! `rows`, `scan`, `sse` and `tally` have a twin of the same name in `turnout/twin/`; `blocks`, `chunk`, `fields`,
+//! `json`, `lines`, `pack`, `quick` and `unpack` are what they are made of.
 
 pub mod answer;
+pub mod blocks;
 pub mod canonical;
 pub mod chunk;
 pub mod counters;
@@ -13,6 +14,7 @@ pub mod keys;
 pub mod lines;
 pub mod meaning;
 pub mod pack;
+pub mod quick;
 pub mod rows;
 pub mod scan;
 pub mod sse;

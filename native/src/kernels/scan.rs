@@ -10,7 +10,12 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyBytes, PyString, PyTuple};
 
+#[cfg(not(target_arch = "x86_64"))]
+use super::blocks::Words;
+#[cfg(target_arch = "x86_64")]
+use super::blocks::{Avx2, Sse2};
 use super::json::{blank, key, unescape, value, Malformed};
+use super::quick::Cursor;
 
 /// What is wrong with a body and at which byte.
 #[derive(Debug, PartialEq, Eq)]
@@ -27,7 +32,35 @@ impl From<Malformed> for Flaw {
 
 /// Fill `spans` with (start, end) of the value of each of `names`, `usize::MAX` where it is missing.
 /// Returns the place just after the opening brace, and whether the object is empty.
+#[inline]
 pub fn scan(b: &[u8], names: &[Vec<u8>], spans: &mut [usize]) -> Result<(usize, bool), Flaw> {
+    match quick_scan(b, names, spans) {
+        Some(found) => Ok(found),
+        None => full_scan(b, names, spans),
+    }
+}
+
+/// As `scan`; None unless all is well.
+fn quick_scan(b: &[u8], names: &[Vec<u8>], spans: &mut [usize]) -> Option<(usize, bool)> {
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx2,bmi1,bmi2")]
+        unsafe fn with_avx2(look: Avx2, b: &[u8], names: &[Vec<u8>], spans: &mut [usize]) -> Option<(usize, bool)> {
+            Cursor::new(b, look)?.fields(names, spans)
+        }
+        if let Some(look) = Avx2::found() {
+            // SAFETY: a value of `Avx2` says that the processor has all three.
+            return unsafe { with_avx2(look, b, names, spans) };
+        }
+        Cursor::new(b, Sse2)?.fields(names, spans)
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    Cursor::new(b, Words)?.fields(names, spans)
+}
+
+/// As `scan`, a byte after the other.
+#[cold]
+pub fn full_scan(b: &[u8], names: &[Vec<u8>], spans: &mut [usize]) -> Result<(usize, bool), Flaw> {
     if let Err(e) = simdutf8::compat::from_utf8(b) {
         return Err(Flaw::Json(e.valid_up_to(), "not UTF-8"));
     }

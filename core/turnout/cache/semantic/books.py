@@ -16,7 +16,8 @@ FORM = 1
 
 
 class Written(msgspec.Struct, array_like=True, frozen=True):
-    """An item as it is written down. The vector is not: it is made of the text again, in less time than it takes to read."""
+    """An item as it is written down. Its local vector is not: it is made of the text again, in less time than it takes to
+    read. That of an endpoint is, for it costs money and time: a restart and other workers need not ask again."""
 
     form: int
     digest: bytes
@@ -27,6 +28,7 @@ class Written(msgspec.Struct, array_like=True, frozen=True):
     tags: str
     stored_ns: int
     dead_ns: int
+    remote: bytes = b""  # empty: none, or from before there were any
 
 
 class News(msgspec.Struct, array_like=True, frozen=True):
@@ -43,9 +45,8 @@ _decode = msgspec.msgpack.Decoder(Written).decode
 
 
 def written(item: Item) -> bytes:
-    said = _encode(
-        Written(FORM, item.digest, item.text, item.tenant, item.tag, item.key, item.tags, item.stored_ns, item.dead_ns)
-    )
+    names = (item.digest, item.text, item.tenant, item.tag, item.key, item.tags)
+    said = _encode(Written(FORM, *names, item.stored_ns, item.dead_ns, item.remote or b""))
     return zlib.crc32(said).to_bytes(4, "big") + said
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy
 
-DIMENSIONS = 256
+DIMENSIONS = 256  # of the local table
 FLAT = 2_000
 MOST_FLAT = 8_000  # of so many only after a load from the books: nothing is found until there is a graph, in seconds
 NEAREST = 4
@@ -26,15 +26,15 @@ _JOB = 64  # vectors put into a graph by one job: about 20 ms of another thread,
 _STALE = 0.3  # share of marked ones from which on a graph is built anew
 _FULL = 0.8
 _ROOM = 4  # times what is in it at first; memory that is not written to is not taken
-_ROW_BYTES = DIMENSIONS * 4
-_NODE_BYTES = _ROW_BYTES + 8 * _LINKS + 120  # its links, and what keeps account of it
+_LINK_BYTES = 8 * _LINKS + 120  # of a vector in a graph: its links, and what keeps account of it
 
 
 class Index:
     """A vector is known by the label that `add` gave it, until `remove`; then another may get it."""
 
-    def __init__(self) -> None:
+    def __init__(self, dimensions: int = DIMENSIONS) -> None:
         self.size = 0
+        self._dimensions = dimensions
         self._blocks: list[Any] = []
         self._free: list[int] = []
         self._rows = 0  # ever used
@@ -45,11 +45,11 @@ class Index:
 
     @property
     def held_bytes(self) -> int:
-        graph = 0 if self._graph is None else (self.size + self._graph.marked) * _NODE_BYTES
+        graph = 0 if self._graph is None else (self.size + self._graph.marked) * (4 * self._dimensions + _LINK_BYTES)
         return int(sum(block.nbytes for block in self._blocks)) + graph
 
     def add(self, vector: bytes) -> int:
-        """Its label. `vector`: DIMENSIONS float32 of length 1 (or all zero: nothing is near it)."""
+        """Its label. `vector`: its float32, of length 1 (or all zero: nothing is near it)."""
         row = numpy.frombuffer(vector, numpy.float32)
         self.size += 1
         if self._graph is not None:
@@ -107,7 +107,7 @@ class Index:
     def job(self) -> Callable[[], None]:
         """The next piece of what there is to do, for another thread; when it has run, `advance`."""
         if self._next is None:
-            self._next = _Graph(self.size)
+            self._next = _Graph(self.size, self._dimensions)
             gaps = set(self._free)
             self._todo = deque(
                 self._graph.labels if self._graph is not None else (i for i in range(self._rows) if i not in gaps)
@@ -140,9 +140,9 @@ class Index:
         self._rows += 1
         at = row % _BLOCK
         if at == 0:
-            self._blocks.append(numpy.zeros((4, DIMENSIONS), numpy.float32))
+            self._blocks.append(numpy.zeros((4, self._dimensions), numpy.float32))
         elif at == len(block := self._blocks[-1]):
-            grown = numpy.zeros((min(_BLOCK, at + at // 10 + 4), DIMENSIONS), numpy.float32)
+            grown = numpy.zeros((min(_BLOCK, at + at // 10 + 4), self._dimensions), numpy.float32)
             grown[:at] = block
             self._blocks[-1] = grown
         return row
@@ -151,7 +151,8 @@ class Index:
 class _Graph:
     """hnswlib's, with an account of which labels are alive in it."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, dimensions: int) -> None:
+        self._dimensions = dimensions
         self.room = _ROOM * size
         self.marked = 0
         self.labels: dict[int, None] = {}
@@ -161,7 +162,7 @@ class _Graph:
         if self._graph is None:
             import hnswlib  # only scopes that outgrow a matrix need it
 
-            self._graph = hnswlib.Index(space="ip", dim=DIMENSIONS)
+            self._graph = hnswlib.Index(space="ip", dim=self._dimensions)
             self._graph.init_index(max_elements=self.room, ef_construction=_EFFORT, M=_LINKS)
         for row, label in zip(rows, labels, strict=True):
             self.add(row, label)

@@ -30,20 +30,29 @@ class Knowledge:
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         self._purges = Purges()
-        self._spawn(self._follow())
+        self.spawn(self._follow())
 
     def scope(self, place: Place) -> Scope:
         """The scope of this place; what others know of it comes as soon as it may."""
         scope = self.scopes.open(place.scope, place.owner, place.route, place.model)
         if not scope.loaded and not scope.loading and self.books.up:
             scope.loading = True
-            self._spawn(self._load(scope, place))
+            self.spawn(self._load(scope, place))
         return scope
 
     def add(self, place: Place, scope: Scope, item: Item, entry: Entry) -> None:
         """Keep a question, here and for the others."""
         self._put(scope, item)
         self.books.add(place, item, pack(entry, self._clock.now_ns(), item.stored_ns))
+
+    def learn(self, place: Place, scope: Scope, item: Item, remote: bytes, entry: Entry) -> None:
+        """An endpoint's vector of a question that is kept already: it is written down anew, with it."""
+        if self._purges.took(item, scope.route, (scope.model,), item.stored_ns):
+            return  # also of a scope that is not in memory any more
+        self.scopes.learn(scope, item, remote, self._clock.wall_ns())
+        if scope.items.get(item.digest) is item:
+            self.books.add(place, item, pack(entry, self._clock.now_ns(), item.stored_ns))
+            self._tend(scope)
 
     def drop(self, place: Place, scope: Scope, item: Item) -> None:
         self.scopes.remove(scope, item)
@@ -111,6 +120,9 @@ class Knowledge:
     def _take(self, scope: Scope, data: bytes) -> None:
         """An item that another wrote down."""
         found = read(data, self._clock.wall_ns())
+        if found is not None and found.remote and (here := scope.items.get(found.digest)) is not None:
+            self.scopes.learn(scope, here, found.remote, self._clock.wall_ns())
+            self._tend(scope)
         if (
             found is None
             or found.digest in scope.items
@@ -128,24 +140,29 @@ class Knowledge:
             tags=found.tags,
             stored_ns=found.stored_ns,
             dead_ns=found.dead_ns,
+            remote=found.remote or None,
         )
         self._put(scope, item)
 
     def _put(self, scope: Scope, item: Item) -> None:
         self.scopes.put(scope, item, item.said.vector, self._clock.wall_ns())
-        if scope.index.wants_work and not scope.building:
+        self._tend(scope)
+
+    def _tend(self, scope: Scope) -> None:
+        if not scope.building and any(index.wants_work for index in scope.indexes):
             scope.building = True
-            self._spawn(self._build(scope))
+            self.spawn(self._build(scope))
 
     async def _build(self, scope: Scope) -> None:
         try:
-            while scope.index.wants_work:
-                await self._loop.run_in_executor(None, scope.index.job())
-                scope.index.advance()
+            while index := next((index for index in scope.indexes if index.wants_work), None):
+                await self._loop.run_in_executor(None, index.job())
+                index.advance()
         finally:
             scope.building = False
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Done beside all requests, until `close`."""
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

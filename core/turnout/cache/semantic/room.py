@@ -75,6 +75,7 @@ class Room:
             return {"calibration": self.meters.calibration(what["calibration"], what.get("tenant", ""))}
         return {
             "questions": self._scopes.items,
+            "vectors": self._scopes.vectors,
             "bytes": self._scopes.bytes,
             "scopes": len(self._scopes),
             "namespaces": self.meters.view(),

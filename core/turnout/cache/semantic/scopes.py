@@ -12,6 +12,7 @@ import msgspec
 
 from ..purge import Purge
 from .index import FLAT, Index
+from .remote.space import Space
 
 # A Struct of 15 fields, its digest, times and a text read once, and its places in a dict and a list: measured, bench/semantic/cost.py.
 ITEM_BYTES = 650
@@ -33,8 +34,12 @@ class Item(msgspec.Struct, gc=False):
     dead_ns: int
     hits: int = 0
     label: int = -1  # in the index
-    last: float = 0.0  # score with which it was last given
+    last: float = (
+        0.0  # score with which it was last given; or the cosine, where that was by an endpoint's vectors alone
+    )
+    gate: str = ""  # the latter: that endpoint
     deep: bytes | None = None  # the vector of the second look, once it was needed
+    remote: bytes | None = None  # that of an endpoint, as it is kept (remote/vectors.py)
 
     @property
     def number(self) -> int:
@@ -42,7 +47,7 @@ class Item(msgspec.Struct, gc=False):
 
     @property
     def held_bytes(self) -> int:
-        return ITEM_BYTES + len(self.text)
+        return ITEM_BYTES + len(self.text) + (len(self.remote) if self.remote is not None else 0)
 
 
 class Scope:
@@ -55,6 +60,7 @@ class Scope:
         self.model = model
         self.most = 100_000  # items
         self.index = Index()
+        self.space: Space | None = None  # the endpoint's vectors, where there are any
         self.items: dict[bytes, Item] = {}  # by digest, the oldest first
         self.loaded = False  # what others knew of it is here too
         self.loading = False
@@ -66,16 +72,35 @@ class Scope:
 
     @property
     def held_bytes(self) -> int:
-        return SCOPE_BYTES + self._texts + self.index.held_bytes
+        return SCOPE_BYTES + self._texts + sum(index.held_bytes for index in self.indexes)
+
+    @property
+    def indexes(self) -> list[Index]:
+        return [self.index] if self.space is None else [self.index, self.space.index]
 
     def add(self, item: Item, vector: bytes) -> None:
         if (before := self.items.get(item.digest)) is not None:
             item.hits = before.hits
+            item.remote = item.remote or before.remote  # the text is the same
             self.remove(before)
         item.label = self.index.add(vector)
         self.items[item.digest] = item
         self._place(item.label, item)
         self._texts += item.held_bytes
+        if item.remote is not None:
+            self._space(item.remote).add(item)
+
+    def learn(self, item: Item, remote: bytes) -> None:
+        """The endpoint's vector of an item that is here and had none."""
+        if self.items.get(item.digest) is item and item.remote is None:
+            item.remote = remote
+            self._texts += len(remote)
+            self._space(remote).add(item)
+
+    def _space(self, remote: bytes) -> Space:
+        if self.space is None or not self.space.size:
+            self.space = Space(len(remote))
+        return self.space
 
     def remove(self, item: Item) -> None:
         if self.items.get(item.digest) is not item:
@@ -84,6 +109,8 @@ class Scope:
         self._place(item.label, None)
         self.index.remove(item.label)
         self._texts -= item.held_bytes
+        if self.space is not None:
+            self.space.remove(item)
 
     def nearest(self, vector: bytes, now_ns: int) -> list[tuple[Item, float]]:
         """The few items whose questions are nearest, with their cosines; those whose time is over go."""
@@ -99,6 +126,17 @@ class Scope:
                     dead = True
             if found or not dead:
                 return found
+
+    def nearest_remote(self, remote: bytes, now_ns: int) -> list[tuple[Item, float]]:
+        """The same by an endpoint's vectors."""
+        while self.space is not None:
+            found = self.space.nearest(remote)
+            dead = [item for item, _ in found if now_ns >= item.dead_ns]
+            for item in dead:
+                self.remove(item)
+            if not dead or len(dead) < len(found):
+                return [pair for pair in found if now_ns < pair[0].dead_ns]
+        return []
 
     def _place(self, label: int, item: Item | None) -> None:
         rows = self._rows
@@ -144,6 +182,11 @@ class Scopes:
     def items(self) -> int:
         return sum(len(scope.items) for scope in self._scopes.values())
 
+    @property
+    def vectors(self) -> int:
+        """How many of them have one of an endpoint."""
+        return sum(scope.space.size for scope in self._scopes.values() if scope.space is not None)
+
     def resize(self, most_bytes: int, tenant_bytes: int) -> None:
         self._most, self._tenant_most = most_bytes, tenant_bytes
 
@@ -175,11 +218,20 @@ class Scopes:
         while len(scope.items) > scope.most:
             scope.evict(now_ns)
             self.evicted["item"] += 1
+        self._fit(scope, now_ns)
+
+    def _fit(self, scope: Scope, now_ns: int) -> None:
         self._count(scope)
         while self._held[scope.owner] > self._tenant_most and self._shrink(self._owners[scope.owner], scope, now_ns):
             pass
         while self.bytes > self._most and self._shrink(self._scopes, scope, now_ns):
             pass
+
+    def learn(self, scope: Scope, item: Item, remote: bytes, now_ns: int) -> None:
+        """The endpoint's vector of an item that is here already."""
+        scope.learn(item, remote)
+        if self._scopes.get(scope.key) is scope:
+            self._fit(scope, now_ns)
 
     def drop(self, scope: Scope) -> None:
         if self._scopes.get(scope.key) is not scope:

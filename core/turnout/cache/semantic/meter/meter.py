@@ -107,6 +107,7 @@ class Meter:
         self._points: list[Point] = []
         self._levels: tuple[float, ...] = ()
         self._threshold = 2.0
+        self.requests = 0.0  # that what follows from labels is known from, as of the last look at them
         self._set()
 
     # ---- what happens; on a request's way
@@ -236,7 +237,7 @@ class Meter:
             self._turn(alarm == "worse")
         pool, ratchet = self._pool, self._pool.ratchet
         cells, scalars = pool.totals(now_ns, era=True)
-        requests = pool.era_requests()
+        self.requests = requests = pool.era_requests()
         self._noise = noise = noise_of(cells, scalars, self._confirmed)
         points = self._points = tuning.curve(cells, requests, noise)
         labels = scalars[LABELS_N]
