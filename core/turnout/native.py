@@ -30,7 +30,7 @@ if _built is not None:
     Tally: Any = _built.Tally
     Verifier: Any = _built.Verifier
     canonical: Any = _built.canonical
-    ledger_rows: Any = _built.ledger_rows
+    ledger_batch: Any = _built.ledger_batch
     read_answer: Any = _built.read_answer
     read_usage: Any = _built.read_usage
 else:
@@ -40,7 +40,7 @@ else:
     from .twin.head import HeadReader  # noqa: F401
     from .twin.keys import KeyTable  # noqa: F401
     from .twin.meaning import Lexicon, Said, Verifier  # noqa: F401
-    from .twin.rows import ledger_rows  # noqa: F401
+    from .twin.rows import ledger_batch  # noqa: F401
     from .twin.scan import FieldScanner  # noqa: F401
     from .twin.sse import StreamScanner  # noqa: F401
     from .twin.tally import Tally  # noqa: F401

@@ -1,12 +1,13 @@
 //! Kernels: bytes in, bytes or numbers out; no callbacks, no I/O. `answer`, `canonical`, `counters`, `head`, `keys`, `meaning`,
-//! `rows`, `scan`, `sse` and `tally` have a twin of the same name in `turnout/twin/`; `blocks`, `chunk`, `json`, `lines`,
-//! `pack`, `quick` and `unpack` are what they are made of.
+//! `rows`, `scan`, `sse` and `tally` have a twin of the same name in `turnout/twin/`; `blocks`, `chunk`, `fields`,
+//! `json`, `lines`, `pack`, `quick` and `unpack` are what they are made of.
 
 pub mod answer;
 pub mod blocks;
 pub mod canonical;
 pub mod chunk;
 pub mod counters;
+pub mod fields;
 pub mod head;
 pub mod json;
 pub mod keys;
