@@ -67,12 +67,14 @@ class App:
         make_client: Callable[[asyncio.AbstractEventLoop, Callable[[], int]], Any] = Client,
         window: Callable[[str], Cells | None] = lambda name: None,
         board: Tier | None = None,
+        tell: Callable[[str, Any], None] = lambda kind, value: None,
     ) -> None:
-        """`board`: what the workers of this host share their caches through. `window(name)`: cells for this name that all workers count in; None where there are none to share."""
+        """`board`: what the workers of this host share their caches through. `tell(kind, value)`: the supervisor, see ingress/control.py. `window(name)`: cells for this name that all workers count in; None where there are none to share."""
         self._loop = asyncio.get_running_loop()
         self._clock = SystemClock()
         self._rng = Random()
         self._worker = worker
+        self._tell_supervisor = tell
         self._ring = ring
         self._dev = dev
         self.metrics = Metrics(ring, worker)
@@ -166,6 +168,7 @@ class App:
                 clock=self._clock,
                 rng=self._rng,
                 counts=self.metrics,
+                say=lambda text: self._tell_supervisor("note", text),
             )
         self.room.resize(config.cache)
         return self.room.lookup

@@ -3,7 +3,7 @@
 Supervisor to worker: ("config", {version, data, secrets, simulators}), ("metrics", [number, None]), ("drain", seconds),
 ("explain", [number, question]), ("purge", [number, purge]).
 Worker to supervisor: ("ready", pid), ("applied", version), ("metrics", [number, snapshot]), ("failed", message),
-("answer", [number, report]).
+("answer", [number, report]), ("note", a line for the operator).
 """
 
 import asyncio

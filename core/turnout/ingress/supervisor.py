@@ -230,7 +230,7 @@ class Supervisor:
                         answer.set_result(value[1])
                 elif kind == "applied":
                     slot.applied = value
-                elif kind == "failed":
+                elif kind in ("failed", "note"):
                     self.say(f"worker {slot.number}: {value}")
         except (asyncio.IncompleteReadError, ConnectionError):
             pass

@@ -1,5 +1,5 @@
-//! Kernels: bytes in, bytes or numbers out; no callbacks, no I/O. `answer`, `canonical`, `counters`, `meaning`, `rows`, `scan`,
-//! `sse` and `tally` have a twin of the same name in `turnout/twin/`; `chunk`, `json`, `lines`, `pack` and `unpack` are what
+//! Kernels: bytes in, bytes or numbers out; no callbacks, no I/O. `answer`, `canonical`, `counters`, `meaning`, `near`, `rows`,
+//! `scan`, `sse` and `tally` have a twin of the same name in `turnout/twin/`; `chunk`, `json`, `lines`, `pack` and `unpack` are what
 //! they are made of.
 
 pub mod answer;
@@ -9,6 +9,7 @@ pub mod counters;
 pub mod json;
 pub mod lines;
 pub mod meaning;
+pub mod near;
 pub mod pack;
 pub mod rows;
 pub mod scan;

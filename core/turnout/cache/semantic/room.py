@@ -2,6 +2,7 @@
 half a second and 40 MB that nobody else shall pay for."""
 
 import socket
+from collections.abc import Callable
 from random import Random
 from typing import Any
 
@@ -18,6 +19,7 @@ from .knowledge import Knowledge
 from .meters import Meters
 from .redis_books import RedisBooks
 from .scopes import Scopes
+from .snapshots import Snapshots
 from .stage import Lookup
 
 
@@ -35,7 +37,13 @@ class Room:
         clock: Clock,
         rng: Random,
         counts: Counts,
+        say: Callable[[str], None] = lambda text: None,
     ) -> None:
+        """`say(text)`: a line for the operator."""
+
+        def snapshot(what: str) -> None:
+            counts.count("turnout_semantic_snapshots_total", (what,))
+
         def wrong(kind: str) -> None:
             counts.count("turnout_semantic_errors_total", (kind,))
 
@@ -43,7 +51,10 @@ class Room:
         self._wall = clock.wall_ns
         self._scopes = Scopes(*spec.semantic_bounds)
         books: Books = RedisBooks(depot) if depot is not None else Disk(directory, spec.disk_mb << 20, wrong)
-        self.knowledge = Knowledge(self._scopes, books, clock, models.lexicon().parse)
+        self._snapshots = Snapshots(
+            directory, spec.snapshot_bounds, models.lexicon_version(), snapshot, say, clock.wall_ns
+        )
+        self.knowledge = Knowledge(self._scopes, books, self._snapshots, clock, models.lexicon().parse)
         self.meters = Meters(books, f"{socket.gethostname()}/{worker}".encode(), clock.wall_ns)
         self.lookup = Lookup(
             knowledge=self.knowledge,
@@ -57,6 +68,11 @@ class Room:
 
     def resize(self, spec: MemorySpec) -> None:
         self._scopes.resize(*spec.semantic_bounds)
+        self._snapshots.bounds = spec.snapshot_bounds
+
+    async def prepare(self, seconds: float) -> None:
+        """Before the first request: have the large scopes at hand, as far as that goes in this time."""
+        await self._snapshots.prepare(seconds)
 
     def seen(self) -> dict[str, dict[tuple[str, ...], float | list[float]]]:
         """For the metrics."""

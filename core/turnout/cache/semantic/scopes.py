@@ -6,12 +6,15 @@ operations are O(1) beside the index' own.
 
 from collections import OrderedDict
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from ..purge import Purge
 from .index import FLAT, Index
+
+if TYPE_CHECKING:
+    from .snapshot import Snapshot
 
 # A Struct of 15 fields, its digest, times and a text read once, and its places in a dict and a list: measured, bench/semantic/cost.py.
 ITEM_BYTES = 650
@@ -59,10 +62,18 @@ class Scope:
         self.loaded = False  # what others knew of it is here too
         self.loading = False
         self.building = False  # its graph, in another thread
+        self.rest: Snapshot | None = None  # what may be in it, until it is loaded
+        self.changes = 0  # ever
+        self.saved = self.written = 0  # changes that a snapshot was wanted for; that are in ours
+        self.saving = False
         # Labels of a matrix are its rows, those of a graph only grow.
         self._rows: list[Item | None] = []
         self._nodes: dict[int, Item] = {}
         self._texts = 0
+
+    @property
+    def text_bytes(self) -> int:
+        return self._texts - ITEM_BYTES * len(self.items)
 
     @property
     def held_bytes(self) -> int:
@@ -76,6 +87,7 @@ class Scope:
         self.items[item.digest] = item
         self._place(item.label, item)
         self._texts += item.held_bytes
+        self.changes += 1
 
     def remove(self, item: Item) -> None:
         if self.items.get(item.digest) is not item:
@@ -84,6 +96,9 @@ class Scope:
         self._place(item.label, None)
         self.index.remove(item.label)
         self._texts -= item.held_bytes
+        self.changes += 1
+        if self.rest is not None:
+            self.rest.dropped.add(item.digest)
 
     def nearest(self, vector: bytes, now_ns: int) -> list[tuple[Item, float]]:
         """The few items whose questions are nearest, with their cosines; those whose time is over go."""
