@@ -3,7 +3,7 @@
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,10 @@ WORDS = [f"{verb} a {thing} in {place}" for verb in ("repair", "clean", "paint",
 
 
 @pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(index, "FLAT", FLAT)
     monkeypatch.setattr(knowledge, "LEAST_AGE_S", 0.0)
     monkeypatch.setattr(knowledge, "LAST_AGE_S", 0.0)
-    yield
 
 
 def run(work: Callable[[], Coroutine[Any, Any, None]]) -> None:

@@ -33,9 +33,8 @@ def row_of(vector: bytes) -> bytes:
 
 
 def nearest_rows(rows: Any, first: int, last: int, vector: bytes, most: int) -> list[tuple[int, float]]:
-    """The `most` rows (64 at most) of those from `first` to before `last` that are nearest to a vector: (number of the
-    row, cosine within 0.01), the nearest first; none whose cosine is not above 0. Raises ValueError when there are no
-    such rows."""
+    """The `most` rows (64 at most) of those from `first` to before `last` that are nearest to a vector: (number of the row,
+    cosine within 0.01), the nearest first; none whose cosine is not above 0. Raises ValueError when there are no such rows."""
     import numpy
 
     step, asked = _steps(vector)
