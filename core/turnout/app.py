@@ -169,6 +169,7 @@ class App:
                 rng=self._rng,
                 counts=self.metrics,
                 say=lambda text: self._tell_supervisor("note", text),
+                told=lambda: self._tell_supervisor("news", None),
             )
         self.room.resize(config.cache)
         return self.room.lookup

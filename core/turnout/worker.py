@@ -111,6 +111,9 @@ class Worker:
             elif kind == "semantic":
                 room = self._app.room
                 self._say("answer", [value[0], room.told(value[1]) if room is not None else {}])
+            elif kind == "news":
+                if self._app.room is not None:
+                    self._app.room.look()
             elif kind == "purge":
                 self._purging = asyncio.create_task(self._purge(*value))
             elif kind == "drain":

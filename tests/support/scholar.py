@@ -18,6 +18,7 @@ class Scholar:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            wbufsize = -1  # head and body in one write: else the body waits 40 ms for the head to be acknowledged
 
             def log_message(self, *args: Any) -> None:
                 pass

@@ -8,6 +8,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import msgspec
@@ -208,6 +209,7 @@ class Depot(Leases, Protocol):
 
     async def delete(self, *keys: bytes) -> int | None: ...
     async def command(self, key: bytes, *args: bytes | int) -> Any: ...
+    def listening(self, channel: bytes) -> AbstractContextManager[asyncio.Event]: ...
 
 
 LOOK_S = 1.0  # how often it is looked whether another host has purged something

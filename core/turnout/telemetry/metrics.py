@@ -134,6 +134,12 @@ FAMILIES: dict[str, tuple[str, tuple[str, ...], str, tuple[float, ...]]] = {
     "turnout_semantic_bytes": ("gauge", (), "Memory of questions and their vectors", ()),
     "turnout_semantic_scopes": ("gauge", (), "Scopes in memory", ()),
     "turnout_semantic_evictions_total": ("counter", ("what",), "Questions (item) and scopes that made room", ()),
+    "turnout_semantic_heard_seconds": (
+        "histogram",
+        (),
+        "From when a question was learned by one worker until another knows it",
+        WAITS,
+    ),
     "turnout_semantic_snapshots_total": (
         "counter",
         ("what",),

@@ -4,7 +4,9 @@
 is behind a request's end or beside it. Nothing raises: what cannot be had is not there.
 """
 
+import asyncio
 import zlib
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import msgspec
@@ -82,6 +84,9 @@ class Books(Protocol):
     async def answer(self, item: Item) -> bytes | None: ...
     async def news(self) -> list[News]:
         """What others did since the last time."""
+
+    def listening(self) -> AbstractContextManager[asyncio.Event]:
+        """An event that is set when there may be news; one may get lost."""
 
     async def purge(self, what: Purge) -> None: ...
     async def load_meter(self, name: str) -> list[bytes]:

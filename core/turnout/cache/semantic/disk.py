@@ -11,6 +11,7 @@ import sqlite3
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from typing import TypeVar
 
 from ..purge import Purge
@@ -42,12 +43,19 @@ Write = tuple[str, tuple[object, ...]]
 
 
 class Disk:
-    """Needs a running event loop to be made. `count(kind)`: of what went wrong."""
+    """Needs a running event loop to be made. `count(kind)`: of what went wrong. `told()`: there is news for the others."""
 
-    def __init__(self, directory: str, most_bytes: int, count: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        directory: str,
+        most_bytes: int,
+        count: Callable[[str], None],
+        told: Callable[[], None] = lambda: None,
+    ) -> None:
         self._path = os.path.join(directory, FILE)
         self._most = most_bytes
         self._count = count
+        self._told = told
         self._loop = asyncio.get_running_loop()
         self._author = int.from_bytes(os.urandom(6), "big")
         self._pool = ThreadPoolExecutor(1, "semantic-disk")
@@ -107,6 +115,10 @@ class Disk:
 
         return await self._do(look) or []
 
+    def listening(self) -> AbstractContextManager[asyncio.Event]:
+        """Nobody but the other workers can know, and this one is told by the supervisor: `Knowledge.look`."""
+        return contextlib.nullcontext(asyncio.Event())
+
     async def purge(self, what: Purge) -> None:
         """Gone from the file too: SQLite writes zeros over what it deletes, and the journal is emptied."""
         await self.flush()
@@ -144,6 +156,8 @@ class Disk:
         queue, self._queue = self._queue, []
         if queue:
             await self._do(lambda: self._commit(queue))
+            if any(statement is _LOG for statement, _ in queue):
+                self._told()
         elif self._flushing is not None:
             await asyncio.wait([self._flushing])
 

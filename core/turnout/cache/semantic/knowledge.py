@@ -1,5 +1,6 @@
 """What a worker knows of kept questions, and how it keeps up with the others: scopes are loaded when they are first asked
-for, what others add or drop comes every `LOOK_S`, and what is added here is written down for them.
+for, what others add or drop comes as soon as they say that it is written down (or in `LOOK_S`), and what is added here is
+written down for them.
 
 Of a large scope there is a snapshot too, so that a worker that begins need not read it all first: until it is loaded, what
 is near in the snapshot is taken in as it is asked for. What is in the books counts: once they are read, whatever came from
@@ -24,7 +25,8 @@ from .scopes import Item, Scope, Scopes
 from .snapshot import Snapshot
 from .snapshots import Snapshots, may_hold
 
-LOOK_S = 0.05  # between two looks at what others did: a new entry is theirs within 100 ms
+LOOK_S = 0.05  # between two looks at what others did, if nobody says that there is something
+GATHER_S = 0.002  # before a look for what one was called to: more may come with it
 SLICE_S = 0.0008  # of work without giving the loop a turn
 GROWN = 0.25  # share of a scope that has changed when a snapshot of it is worth writing again: 10 us an item
 LEAST_AGE_S, LAST_AGE_S = 60.0, 2.0  # of a snapshot that is written anew; at the end of a worker
@@ -36,13 +38,22 @@ class Knowledge:
     """Of one worker. Needs a running event loop to be made; `close` it."""
 
     def __init__(
-        self, scopes: Scopes, books: Books, snapshots: Snapshots, clock: Clock, parse: Callable[[str], Any]
+        self,
+        scopes: Scopes,
+        books: Books,
+        snapshots: Snapshots,
+        clock: Clock,
+        parse: Callable[[str], Any],
+        heard: Callable[[float], None] = lambda seconds: None,
     ) -> None:
+        """`heard(seconds)`: an entry of another worker is known here, so long after it was learned there."""
         self.scopes = scopes
         self._snapshots = snapshots
         self.books = books
         self._clock = clock
         self._parse = parse
+        self._told = heard
+        self._called: asyncio.Event | None = None
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         self._purges = Purges()
@@ -109,14 +120,26 @@ class Knowledge:
 
     # ---- keeping up
 
+    def look(self) -> None:
+        """There may be news."""
+        if self._called is not None:
+            self._called.set()
+
     async def _follow(self) -> None:
-        while True:
-            await asyncio.sleep(LOOK_S)
-            try:
-                for news in await self.books.news():
-                    await self._hear(news)
-            except Exception:  # whatever lies in the books, the next look is worth it
-                continue
+        with self.books.listening() as self._called:
+            while True:
+                self._called.clear()
+                try:
+                    for news in await self.books.news():
+                        await self._hear(news)
+                except Exception:  # whatever lies in the books, the next look is worth it
+                    pass
+                try:
+                    async with asyncio.timeout(LOOK_S):
+                        await self._called.wait()
+                    await asyncio.sleep(GATHER_S)
+                except TimeoutError:
+                    pass
 
     async def _hear(self, news: News) -> None:
         if news.what == "lost":
@@ -134,8 +157,9 @@ class Knowledge:
         if found is None:
             return
         if news.what == "add":
-            if (said := read(news.value, self._clock.wall_ns())) is not None:
-                self._take(found, said)
+            said = read(news.value, self._clock.wall_ns())
+            if said is not None and self._take(found, said):
+                self._told((self._clock.wall_ns() - said.stored_ns) / 1e9)
         elif (item := found.items.get(news.value)) is not None:
             self.scopes.remove(found, item)
 

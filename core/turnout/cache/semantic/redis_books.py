@@ -14,6 +14,7 @@ import asyncio
 import hashlib
 import os
 import time
+from contextlib import AbstractContextManager
 from typing import Any
 
 import msgspec
@@ -123,6 +124,9 @@ class RedisBooks:
             out.append(found)
         return out
 
+    def listening(self) -> AbstractContextManager[asyncio.Event]:
+        return self._depot.listening(self._log)
+
     async def purge(self, what: Purge) -> None:
         """Written into the log, so that all hosts hear it; and what lies here is taken away."""
         said = (what, time.time_ns())
@@ -187,6 +191,7 @@ class RedisBooks:
     def _tell(self, what: str, scope: bytes, value: bytes) -> None:
         fields = (b"by", self._author, b"what", what.encode(), b"scope", scope, b"value", value)
         self._soon(self._log, b"XADD", self._log, b"MAXLEN", b"~", MOST_LOG, b"*", *fields)
+        self._soon(self._log, b"PUBLISH", self._log, b"")
 
     def _soon(self, key: bytes, *command: bytes | int) -> None:
         """Asked, with what else goes in this turn of the loop; nobody waits for it."""

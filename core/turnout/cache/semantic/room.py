@@ -38,8 +38,12 @@ class Room:
         rng: Random,
         counts: Counts,
         say: Callable[[str], None] = lambda text: None,
+        told: Callable[[], None] = lambda: None,
     ) -> None:
-        """`say(text)`: a line for the operator."""
+        """`say(text)`: a line for the operator. `told()`: other workers of this host are to `look`."""
+
+        def heard(seconds: float) -> None:
+            counts.time("turnout_semantic_heard_seconds", (), seconds)
 
         def snapshot(what: str) -> None:
             counts.count("turnout_semantic_snapshots_total", (what,))
@@ -50,11 +54,11 @@ class Room:
         self.depot = depot
         self._wall = clock.wall_ns
         self._scopes = Scopes(*spec.semantic_bounds)
-        books: Books = RedisBooks(depot) if depot is not None else Disk(directory, spec.disk_mb << 20, wrong)
+        books: Books = RedisBooks(depot) if depot is not None else Disk(directory, spec.disk_mb << 20, wrong, told)
         self._snapshots = Snapshots(
             directory, spec.snapshot_bounds, models.lexicon_version(), snapshot, say, clock.wall_ns
         )
-        self.knowledge = Knowledge(self._scopes, books, self._snapshots, clock, models.lexicon().parse)
+        self.knowledge = Knowledge(self._scopes, books, self._snapshots, clock, models.lexicon().parse, heard)
         self.meters = Meters(books, f"{socket.gethostname()}/{worker}".encode(), clock.wall_ns)
         self.lookup = Lookup(
             knowledge=self.knowledge,
@@ -73,6 +77,10 @@ class Room:
     async def prepare(self, seconds: float) -> None:
         """Before the first request: have the large scopes at hand, as far as that goes in this time."""
         await self._snapshots.prepare(seconds)
+
+    def look(self) -> None:
+        """Another worker has written something down."""
+        self.knowledge.look()
 
     def seen(self) -> dict[str, dict[tuple[str, ...], float | list[float]]]:
         """For the metrics."""
