@@ -27,6 +27,8 @@ from .scopes import Item
 MOST_LOG = 20_000
 AT_ONCE = 500
 MOST_WAITING = 2_000
+AGAIN_S = (0.1, 0.4, 1.0)  # pauses: a Redis that is busy, or was exchanged, comes back within seconds
+FLUSH_S = 0.5
 METER_MS = 31 * 86_400_000
 MOST_KNOWN = 10_000
 _encode_place = msgspec.msgpack.Encoder().encode
@@ -172,7 +174,7 @@ class RedisBooks:
 
     async def flush(self) -> None:
         if self._tasks:
-            await asyncio.wait(list(self._tasks))
+            await asyncio.wait(list(self._tasks), timeout=FLUSH_S)
 
     async def close(self) -> None:
         await self.flush()
@@ -195,11 +197,18 @@ class RedisBooks:
 
     def _soon(self, key: bytes, *command: bytes | int) -> None:
         """Asked, with what else goes in this turn of the loop; nobody waits for it."""
-        if len(self._tasks) >= MOST_WAITING or not self._depot.up:
+        if len(self._tasks) >= MOST_WAITING:
             return
-        task = self._loop.create_task(self._depot.command(key, *command))
+        task = self._loop.create_task(self._write(key, command))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def _write(self, key: bytes, command: tuple[bytes | int, ...]) -> None:
+        """These always have an answer; without one it is tried again for a moment. Twice done does no harm."""
+        for pause in AGAIN_S:
+            if await self._depot.command(key, *command) is not None:
+                return
+            await asyncio.sleep(pause)
 
 
 def _hex(name: str) -> str:
