@@ -46,11 +46,11 @@ class Topic:
 
     open: list["Topic"] = []
 
-    def __init__(self, gateway: Gateway, key: str = "") -> None:
+    def __init__(self, gateway: Gateway, key: str = "", connections: int = CONNECTIONS) -> None:
         self.open.append(self)
         self.system = {"role": "system", "content": f"topic {random.random()}"}
         self.marks = 0
-        self.clients = [gateway.client() for _ in range(CONNECTIONS)]
+        self.clients = [gateway.client() for _ in range(connections)]
         if key:
             for client in self.clients:
                 client.headers["authorization"] = f"Bearer {key}"
@@ -198,7 +198,7 @@ def test_another_host_gives_it_in_time(host: Callable[[], Gateway]) -> None:
     one, two = host(), host()
     times = []
     for _ in range(9):
-        here, there = Topic(one), Topic(two)
+        here, there = Topic(one, connections=1), Topic(two, connections=1)
         there.system = here.system
         for topic in (here, there):
             topic.warm()

@@ -34,6 +34,7 @@ CREATE INDEX IF NOT EXISTS answers_dead ON answers (dead);
 CREATE TABLE IF NOT EXISTS log (id INTEGER PRIMARY KEY AUTOINCREMENT, author INTEGER, what TEXT, scope BLOB, digest BLOB,
     value BLOB);
 CREATE TABLE IF NOT EXISTS meters (name TEXT, author BLOB, data BLOB, PRIMARY KEY (name, author));
+CREATE TEMP TABLE IF NOT EXISTS doomed (scope BLOB, digest BLOB, PRIMARY KEY (scope, digest)) WITHOUT ROWID;
 """
 _ADD = "INSERT OR REPLACE INTO items VALUES (?,?,?,?,?,?,?,?,?,?)"
 _ANSWER = "INSERT OR REPLACE INTO answers VALUES (?,?,?)"
@@ -131,10 +132,12 @@ class Disk:
             given = {name: getattr(what, name) for name in ("route", "tenant", "model", "key", "tag", "entry")}
             which = f"SELECT scope, digest FROM items WHERE {' AND '.join(fits) or 'true'}"
             with db:
-                for scope, digest in db.execute(which, given).fetchall():
-                    db.execute("DELETE FROM log WHERE scope = ? AND digest = ?", (scope, digest))
-                    db.execute("DELETE FROM items WHERE scope = ? AND digest = ?", (scope, digest))
-                    db.execute("DELETE FROM answers WHERE digest = ?", (digest,))
+                db.execute("DELETE FROM doomed")
+                db.execute(f"INSERT OR IGNORE INTO doomed {which}", given)
+                db.execute("DELETE FROM log WHERE (scope, digest) IN doomed")
+                db.execute("DELETE FROM items WHERE (scope, digest) IN doomed")
+                db.execute("DELETE FROM answers WHERE digest IN (SELECT digest FROM doomed)")
+                db.execute("DELETE FROM doomed")
             db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
         await self._do(delete)
@@ -204,6 +207,7 @@ class Disk:
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = NORMAL")  # a power cut may lose the last moments, nothing more
             db.execute("PRAGMA secure_delete = ON")
+            db.execute("PRAGMA temp_store = MEMORY")
             db.executescript(_SCHEMA)
         return self._db
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # A Struct of 15 fields, its digest, times and a text read once, and its places in a dict and a list: measured, bench/semantic/cost.py.
 ITEM_BYTES = 650
 SCOPE_BYTES = 2_500
+_AT_ONCE = 200  # items that a purge looks at without a turn of the loop in between: 0.6 ms
 _SPARED = 64  # items that eviction looks at before it takes the next one as it comes
 
 
@@ -214,17 +215,23 @@ class Scopes:
             self._count(scope)
 
     def purge(self, what: Purge) -> Iterator[int]:
-        """Counts what fits, scope by scope, and unless it is dry lets go of it. Between two the loop may have a turn."""
+        """Counts what fits, some at a time, and unless it is dry lets go of it. Between two the loop may have a turn."""
         for scope in self:
             if what.route and scope.route != what.route:
                 continue
-            found = [item for item in scope.items.values() if what.matches(item, scope.route, (scope.model,))]
-            if not what.dry:
-                for item in found:
-                    self.remove(scope, item)
-                if not scope.items:
-                    self.drop(scope)
-            yield len(found)
+            items = list(scope.items.values())
+            for first in range(0, len(items), _AT_ONCE):
+                found = [
+                    item
+                    for item in items[first : first + _AT_ONCE]
+                    if item.digest in scope.items and what.matches(item, scope.route, (scope.model,))
+                ]
+                if not what.dry:
+                    for item in found:
+                        self.remove(scope, item)
+                yield len(found)
+            if not what.dry and not scope.items:
+                self.drop(scope)
 
     def _shrink(self, among: "OrderedDict[bytes, Scope]", keep: Scope, now_ns: int) -> bool:
         """Make room: the least recently used scope goes, or if it is the only one, some of what is in it."""
