@@ -74,7 +74,7 @@ class Disk:
     async def load(self, place: Place) -> list[bytes] | None:
         def look() -> list[bytes]:
             rows = self._open().execute(
-                "SELECT data FROM items WHERE scope = ? AND dead > ?", (place.scope, time.time_ns())
+                "SELECT data FROM items WHERE scope = ? AND dead > ? ORDER BY dead", (place.scope, time.time_ns())
             )
             return [row[0] for row in rows]
 
