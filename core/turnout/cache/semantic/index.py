@@ -22,7 +22,7 @@ DIMENSIONS = 256
 FLAT = 2_000
 NEAREST = 4
 ROW_BYTES = DIMENSIONS + 4  # of native.row_of
-# Rows that a look-up goes through, the newest: 0.9 ms of the kernel's, 0.6 ms of its twin's (bench/semantic/cost.py).
+# Rows that a look-up goes through, the newest: 1.1 ms of the kernel's, 0.7 ms of its twin's (bench/semantic/cost.py).
 MOST_ROWS = 50_000 if native.shares else 10_000
 _BLOCK = 256  # rows: a larger matrix is several, so that growing never copies more than one
 _SHORT_BLOCK = 4_096
