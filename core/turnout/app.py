@@ -75,6 +75,7 @@ class App:
         self._rng = Random()
         self._worker = worker
         self._tell_supervisor = tell
+        self._window = window
         self._ring = ring
         self._dev = dev
         self.metrics = Metrics(ring, worker)
@@ -170,6 +171,7 @@ class App:
                 counts=self.metrics,
                 say=lambda text: self._tell_supervisor("note", text),
                 told=lambda: self._tell_supervisor("news", None),
+                window=self._window,
             )
         self.room.resize(config.cache)
         return self.room.lookup

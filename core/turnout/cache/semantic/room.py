@@ -16,6 +16,7 @@ from .books import Books
 from .deep import open_deep
 from .disk import Disk
 from .knowledge import Knowledge
+from .meter.spending import Window
 from .meters import Meters
 from .redis_books import RedisBooks
 from .scopes import Scopes
@@ -39,8 +40,10 @@ class Room:
         counts: Counts,
         say: Callable[[str], None] = lambda text: None,
         told: Callable[[], None] = lambda: None,
+        window: Callable[[str], Window | None] = lambda name: None,
     ) -> None:
-        """`say(text)`: a line for the operator. `told()`: other workers of this host are to `look`."""
+        """`say(text)`: a line for the operator. `told()`: other workers of this host are to `look`. `window(name)`: cells that
+        they all count in."""
 
         def heard(seconds: float) -> None:
             counts.time("turnout_semantic_heard_seconds", (), seconds)
@@ -59,7 +62,7 @@ class Room:
             directory, spec.snapshot_bounds, models.lexicon_version(), snapshot, say, clock.wall_ns
         )
         self.knowledge = Knowledge(self._scopes, books, self._snapshots, clock, models.lexicon().parse, heard)
-        self.meters = Meters(books, f"{socket.gethostname()}/{worker}".encode(), clock.wall_ns)
+        self.meters = Meters(books, f"{socket.gethostname()}/{worker}".encode(), clock.wall_ns, window)
         self.lookup = Lookup(
             knowledge=self.knowledge,
             meters=self.meters,
