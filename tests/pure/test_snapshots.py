@@ -223,6 +223,19 @@ def test_a_purge_leaves_no_byte_of_what_may_fit(tmp_path: Path, what: dict[str, 
     run(work)
 
 
+def test_a_purge_that_was_missed_takes_what_was_there_and_not_what_came_later(tmp_path: Path) -> None:
+    async def work() -> None:
+        folder = Folder(tmp_path)
+        assert await folder.write(place(1, "alice"), [item(1, "SECRET")]) and await folder.write(place(2, "bob"), [item(2, "OTHER")])
+        asked, at = Purge(tenant="alice", dry=False), time.time_ns()
+        assert await folder.write(place(3, "alice"), [item(3, "LATER")])
+        await folder.snapshots.purge_past([(asked, at), (Purge(tenant="bob"), at)])  # the second only counted
+        assert [word for word in (b"SECRET", b"OTHER", b"LATER") if word in folder.bytes()] == [b"OTHER", b"LATER"]
+        await folder.snapshots.close()
+
+    run(work)
+
+
 def test_what_is_written_during_a_purge_goes_too(tmp_path: Path) -> None:
     async def work() -> None:
         folder = Folder(tmp_path)
@@ -376,6 +389,22 @@ def test_a_purge_takes_questions_and_snapshots_and_a_worker_that_begins_has_noth
         await after.room.prepare(5.0)
         assert first_look(after, WORDS[5]).near is None
         await after.room.close()
+
+    run(work)
+
+
+def test_a_purge_of_one_question_takes_the_snapshot_and_another_is_written(tmp_path: Path) -> None:
+    async def work() -> None:
+        await filled(tmp_path)
+        world = World(tmp_path)
+        await world.room.prepare(5.0)
+        assert first_look(world, WORDS[5]).near is not None
+        (scope,) = world.room.knowledge.scopes
+        await until(lambda: scope.loaded and not scope.loading)
+        await world.room.knowledge.purge(Purge(entry="0" * 64, dry=False))  # nobody's
+        assert not list((tmp_path / "semantic").glob("*.snap"))
+        await world.room.close()
+        assert list((tmp_path / "semantic").glob("*.snap"))
 
     run(work)
 

@@ -216,6 +216,11 @@ LOOK_S = 1.0  # how often it is looked whether another host has purged something
 PURGES_MS = 31 * 86_400_000  # longer than any answer lives
 
 
+def purges_key(depot: Depot) -> bytes:
+    """Of the list of all purges, with their times."""
+    return depot.key("cache", "purges")
+
+
 class OverRedis:
     """A tier over Redis. Nobody can look through all keys there, so a purge is written down: each worker then lets go of
     its own, and of what it fetches that is older than the purge."""
@@ -225,7 +230,7 @@ class OverRedis:
     def __init__(self, depot: Depot, memory: Memory) -> None:
         self.depot = depot
         self._memory = memory
-        self._list = depot.key("cache", "purges")
+        self._list = purges_key(depot)
         self._heard = 0
         self._look_s = 0.0
         self._purges = Purges()

@@ -89,6 +89,9 @@ class Books(Protocol):
         """An event that is set when there may be news; one may get lost."""
 
     async def purge(self, what: Purge) -> None: ...
+    async def purged(self) -> list[tuple[Purge, int]] | None:
+        """What was purged, and when (wall clock), as far as it may have been missed here; None: not to be had now."""
+
     async def load_meter(self, name: str) -> list[bytes]:
         """What each worker that ever was knows of this namespace."""
 

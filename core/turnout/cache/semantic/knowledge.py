@@ -118,8 +118,10 @@ class Knowledge:
     def _heard(self, what: Purge, wall_ns: int) -> None:
         self._purges.add(what, wall_ns)
         for scope in self.scopes:
-            if scope.rest is not None and may_hold(scope.rest.place, what):
+            if may_hold(_place(scope), what):
                 scope.rest = None
+                # Its snapshot goes whatever is left of it: another is written when the next question comes, or at the end.
+                scope.saved, scope.written = scope.changes - len(scope.items), -1
 
     # ---- keeping up
 
@@ -129,10 +131,16 @@ class Knowledge:
             self._called.set()
 
     async def _follow(self) -> None:
+        behind = True
         with self.books.listening() as self._called:
             while True:
                 self._called.clear()
                 try:
+                    if behind and (past := await self.books.purged()) is not None:
+                        behind = False
+                        for what, at in past:
+                            self._purges.add(what, at)
+                        await self._snapshots.purge_past(past)
                     for news in await self.books.news():
                         await self._hear(news)
                 except Exception:  # whatever lies in the books, the next look is worth it

@@ -11,6 +11,7 @@ All of one owner has one hash tag, so it lies on one node of a cluster.
 """
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import time
@@ -20,7 +21,7 @@ from typing import Any
 import msgspec
 
 from ..purge import Purge, Purges
-from ..tier import Depot
+from ..tier import Depot, purges_key
 from .books import News, Place, read, written
 from .scopes import Item
 
@@ -145,6 +146,15 @@ class RedisBooks:
                     continue
                 if not what.route or place.route == what.route:
                     await self._clean(place, what)
+
+    async def purged(self) -> list[tuple[Purge, int]] | None:
+        key = purges_key(self._depot)
+        rows = await self._depot.command(key, b"LRANGE", key, 0, -1)
+        out = []
+        for row in rows if isinstance(rows, list) else ():
+            with contextlib.suppress(msgspec.MsgspecError, TypeError):
+                out.append(msgspec.json.decode(row, type=tuple[Purge, int]))
+        return out if isinstance(rows, list) else None
 
     async def _members(self, key: bytes) -> list[bytes]:
         said = await self._depot.command(key, b"SMEMBERS", key)

@@ -75,8 +75,11 @@ class Snapshots:
     async def open(self, place: Place) -> Snapshot | None:
         """That of this scope, looked at from end to end first."""
 
+        path = self._path(place)
+        if not os.path.exists(path):  # as of most scopes: they need not wait for the thread
+            return None
+
         def look() -> Snapshot | None:
-            path = self._path(place)
             found = self._read(path)
             if found is not None and found.place != place:
                 self._refuse(path, "it is another scope's")
@@ -124,18 +127,27 @@ class Snapshots:
 
     async def purge(self, what: Purge) -> None:
         """Away with all that may hold what fits, to the last byte; the books know what is to stay."""
-        if what.dry:
-            return
-        self._purges += 1
+        if not what.dry:
+            self._purges += 1
+            await self._erase([(what, None)], END, SIDE)
+
+    async def purge_past(self, past: list[tuple[Purge, int]]) -> None:
+        """The same of those (with their times) that nobody here may have heard of: what was written later has heard of them."""
+        if past:
+            await self._erase([(what, at) for what, at in past if not what.dry], END)
+
+    async def _erase(self, purges: list[tuple[Purge, int | None]], *ends: str) -> None:
         for scope, held in list(self._ready.items()):
-            if may_hold(held.place, what):
+            if any(may_hold(held.place, what) for what, _ in purges):
                 del self._ready[scope]
 
         def erase() -> None:
-            for name in self._names(END, SIDE):
+            for name in self._names(*ends):
                 path = os.path.join(self._folder, name)
                 said = snapshot.peek(path)
-                if said is None or may_hold(said[0], what):
+                if said is None or any(
+                    may_hold(said[0], what) and (at is None or said[1] <= at) for what, at in purges
+                ):
                     snapshot.erase(path)
 
         await self._do(erase)
@@ -237,14 +249,17 @@ class Snapshots:
                 if not _alive(name) or now - os.stat(side).st_mtime > _STALE_S:
                     snapshot.erase(side)
         name = os.path.basename(path) if path is not None else ""
+        owner = _owner_of(name)
         kept = [entry for entry in sorted(self._aged()) if entry[2] != name]
+        total = size + sum(entry[1] for entry in kept)
+        mine = size + sum(entry[1] for entry in kept if _owner_of(entry[2]) == owner)
         most, owners_most = self.bounds
-        for entry in list(kept):
-            mine = sum(other[1] for other in kept if name and other[2].startswith(_owner_of(name)))
-            fits = _owner_of(entry[2]) == _owner_of(name) and mine + size > owners_most
-            if fits or sum(other[1] for other in kept) + size > most:
-                snapshot.erase(os.path.join(self._folder, entry[2]))
-                kept.remove(entry)
+        for _, held, other in kept:
+            own = _owner_of(other) == owner
+            if total > most or (own and mine > owners_most):
+                snapshot.erase(os.path.join(self._folder, other))
+                total -= held
+                mine -= held if own else 0
                 self._tell("evicted")
 
     def _aged(self) -> list[tuple[float, int, str]]:
