@@ -8,17 +8,24 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from random import Random
+from typing import Any
 
 import httpx
 import msgspec
 import pytest
 
 from support.gateway import ADMIN_KEY, Gateway, config
+from support.redis_server import RedisServer
 from support.scholar import Scholar
 from turnout.cache.semantic.books import Place, read
 from turnout.cache.semantic.disk import Disk
+from turnout.cache.semantic.redis_books import RedisBooks
 from turnout.cache.semantic.scopes import Item
 from turnout.cache.tier import pack, unpack
+from turnout.state.depot import Depot
+from turnout.state.spec import RedisSpec
+from turnout.telemetry.metrics import WAITS, Histogram
 
 CHAT = "/v1/chat/completions"
 MANY = 10_500
@@ -38,13 +45,20 @@ def scholar() -> Iterator[Scholar]:
 
 
 @pytest.fixture
-def start(engine: str, scholar: Scholar, tmp_path: Path) -> Iterator[Callable[[], Gateway]]:
+def redis(tmp_path: Path) -> Iterator[RedisServer]:
+    server = RedisServer(tmp_path).start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def start(engine: str, scholar: Scholar, tmp_path: Path) -> Iterator[Callable[..., Gateway]]:
     running: list[Gateway] = []
 
-    def begin() -> Gateway:
+    def begin(name: str = "", **state: Any) -> Gateway:
         semantic = {"deep": "off", "checks": {"share": 0, "first": 0}}
         route = {"name": "fast", "match": {"model": "fast"}, "targets": [{"provider": "a", "model": "m"}], "cache": {"exact": {"ttl_s": 3600}, "semantic": semantic}}
-        data = config({"a": scholar.url}, [route], state={"dir": str(tmp_path / "state")})
+        data = config({"a": scholar.url}, [route], state={"dir": str(tmp_path / f"state{name}"), **state})
         running.append(Gateway(data, engine=engine, folder=tmp_path))
         return running[-1].start()
 
@@ -80,6 +94,32 @@ def fill(folder: Path) -> None:
         await books.close()
 
     asyncio.run(work())
+
+
+async def fill_redis(spec: RedisSpec, count: int) -> None:
+    """The same in Redis, of one question and so many more."""
+    depot = Depot(spec, Random(), lambda: Histogram(WAITS))
+    while not depot.up:
+        await depot.command(b"x", b"PING")
+        await asyncio.sleep(0.01)
+    (owner,) = [key for key in await depot.command(b"x", b"KEYS", b"turnout:*:scopes")]
+    (packed,) = await depot.command(owner, b"SMEMBERS", owner)
+    place = msgspec.msgpack.decode(packed, type=Place)
+    books = RedisBooks(depot)
+    (data,) = await books.load(place) or ()
+    now = time.time_ns()
+    first = read(data, 0)
+    assert first is not None
+    answer = depot.key(first.tag, "answer", first.digest.hex())
+    entry = unpack(await depot.get(answer) or b"", first.digest, first.tenant, place.route, 0, now)
+    assert entry is not None
+    for number, text in enumerate(QUESTIONS[:count]):
+        digest = number.to_bytes(32, "big")
+        item = Item(digest=digest, text=text, said=None, tenant=first.tenant, tag=first.tag, key=first.key, tags="", stored_ns=now, dead_ns=now + 3600 * 10**9)
+        books.add(place, item, b"")
+        assert await depot.set(depot.key(first.tag, "answer", digest.hex()), pack(msgspec.structs.replace(entry, digest=digest), 0, now), 3_600_000)
+    await books.flush()
+    await depot.close()
 
 
 def written(gateway: Gateway, what: str = "written") -> float:
@@ -148,3 +188,38 @@ def test_a_torn_snapshot_is_told_of_and_made_anew(start: Callable[[], Gateway], 
         assert Gateway.wait_for(lambda: written(gateway) == 1, 20)
 
 
+
+
+def test_hosts_that_share_a_redis_begin_with_their_snapshots_and_hear_of_purges_they_missed(start: Callable[..., Gateway], redis: RedisServer, tmp_path: Path) -> None:
+    spec = {"url": redis.url, "operation_ms": 500, "connect_ms": 500}
+
+    def connected(**more: Any) -> Gateway:
+        gateway = start(redis=spec, **more)
+        assert Gateway.wait_for(lambda: gateway.metrics().get("turnout_redis_breaker_open") == 0)
+        return gateway
+
+    gateway = connected()
+    with gateway.client() as client:
+        ask(client, "How do I sell a house?")
+    assert Gateway.wait_for(lambda: any(b":scope:" in key for key in redis.ask("KEYS", "turnout:*")))
+    gateway.stop()
+    asyncio.run(fill_redis(msgspec.convert(spec, RedisSpec), 2_500))
+    gateway = connected()
+    with gateway.client() as client:
+        assert Gateway.wait_for(lambda: ask(client, QUESTIONS[9].replace("do I", "can I"), **{"cache-control": "only-if-cached"}).startswith("hit-semantic"), 20)
+        assert Gateway.wait_for(lambda: written(gateway) == 1, 20)
+    gateway.stop()
+    gateway = connected()
+    with gateway.client() as client:
+        assert ask(client, QUESTIONS[1_234].replace("do I", "can I")).startswith("hit-semantic")
+    gateway.stop()
+    folder = tmp_path / "state" / "semantic"
+    assert any(b"boiler" in file.read_bytes() for file in folder.glob("*.snap"))
+    other = connected(name="-other")  # another host, while this one is down
+    found = httpx.post(f"{other.admin_url}/admin/cache/purge?route=fast&dry=false", headers={"authorization": f"Bearer {ADMIN_KEY}"}, trust_env=False, timeout=60)
+    assert found.status_code == 200
+    other.stop()
+    gateway = connected()
+    assert Gateway.wait_for(lambda: not list(folder.glob("*.snap")))
+    with gateway.client() as client:
+        assert not ask(client, QUESTIONS[1_234].replace("do I", "can I"), **{"cache-control": "only-if-cached"}).startswith("hit")
