@@ -42,6 +42,7 @@ class Index:
     def __init__(self) -> None:
         self.size = 0
         self._blocks: list[Any] = []
+        self._matrix = 0  # bytes of them
         self._short: list[bytearray] = []  # those from FLAT on once more, as rows of native.row_of
         self._free: list[int] = []
         self._rows = 0  # ever used
@@ -54,8 +55,9 @@ class Index:
 
     @property
     def held_bytes(self) -> int:
-        graph = 0 if self._graph is None else (self.size + self._graph.marked) * _NODE_BYTES
-        return int(sum(block.nbytes for block in self._blocks)) + graph
+        if self._graph is not None:
+            return (self.size + self._graph.marked) * _NODE_BYTES
+        return self._matrix + (max(0, self._rows - FLAT) * ROW_BYTES)
 
     def add(self, vector: bytes) -> int:
         """Its label. `vector`: DIMENSIONS float32 of length 1 (or all zero: nothing is near it)."""
@@ -147,7 +149,7 @@ class Index:
         self._gone.clear()
         self._gaps.clear()
         self._litter = [*self._blocks, *self._short]  # let go a few at a time: it takes the system a while
-        self._blocks, self._short = [], []
+        self._blocks, self._short, self._matrix = [], [], 0
         self._graph, self._next = self._next, None
 
     def _room(self) -> int:
@@ -157,9 +159,11 @@ class Index:
         at = row % _BLOCK
         if at == 0:
             self._blocks.append(numpy.zeros((4, DIMENSIONS), numpy.float32))
+            self._matrix += self._blocks[-1].nbytes
         elif at == len(block := self._blocks[-1]):
             grown = numpy.zeros((min(_BLOCK, at + at // 10 + 4), DIMENSIONS), numpy.float32)
             grown[:at] = block
+            self._matrix += grown.nbytes - block.nbytes
             self._blocks[-1] = grown
         return row
 

@@ -36,6 +36,10 @@ class Refused(Exception):
     """Why a file is no snapshot that may be used."""
 
 
+class Over(Refused):
+    """It is as it should be, but nothing in it lives any more."""
+
+
 class Snapshot:
     """Mapped, not read. `taken`: digests that were taken from it; `dropped`: those that are not to be any more."""
 
@@ -83,7 +87,7 @@ def read(path: str, version: bytes, now_ns: int) -> Snapshot:
     if made_by != version:
         raise Refused("its vectors are of another version")
     if now_ns >= dead_ns:
-        raise Refused("all in it is over")
+        raise Over
     try:
         place = _decode_place(whole[_HEAD.size : at])
     except (msgspec.DecodeError, RecursionError):

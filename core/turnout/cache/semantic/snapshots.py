@@ -19,7 +19,7 @@ from typing import TypeVar
 from ..purge import Purge
 from . import snapshot
 from .books import Place
-from .snapshot import SIDE, Refused, Snapshot, Writing
+from .snapshot import SIDE, Over, Refused, Snapshot, Writing
 
 T = TypeVar("T")
 FOLDER = "semantic"
@@ -198,6 +198,9 @@ class Snapshots:
         try:
             return snapshot.read(path, self._version, self._wall())
         except FileNotFoundError:
+            return None
+        except Over:
+            snapshot.erase(path)
             return None
         except (Refused, ValueError) as why:  # ValueError: an empty file cannot be mapped
             self._refuse(path, str(why))
