@@ -279,6 +279,45 @@ def test_a_folder_that_cannot_be_had_costs_only_the_snapshot(tmp_path: Path, dam
     run(work)
 
 
+def test_whichever_step_fails_there_is_a_whole_snapshot_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new = [item(1, "How do I cook rice?")], [item(number, f"How do I {words}?") for number, words in enumerate(WORDS[:3])]
+
+    async def work() -> int:
+        step = 0
+        while True:
+            folder = Folder(tmp_path / str(step))
+            assert await folder.write(PLACE, old)
+            calls = 0
+
+            def failing(name: str, left: int) -> Callable[..., Any]:
+                real = getattr(os, name)
+
+                def call(*args: Any, **more: Any) -> Any:
+                    nonlocal calls
+                    calls += 1
+                    if calls == left:
+                        raise OSError(28, "No space left on device")
+                    return real(*args, **more)
+
+                return call
+
+            with monkeypatch.context() as patch:
+                for name in ("open", "pwrite", "pread", "fsync", "replace", "makedirs"):
+                    patch.setattr(snapshot.os, name, failing(name, step + 1))
+                written = await folder.write(PLACE, new)
+            found = await folder.snapshots.open(PLACE)
+            assert found is not None and len(found) in (len(old), len(new)) and (len(found) == len(new) or not written)
+            assert len(folder.files()) == 1
+            assert await folder.write(PLACE, new)  # and it goes on
+            await folder.snapshots.close()
+            if calls <= step:
+                return step
+            step += 1
+
+    steps = asyncio.run(work())
+    assert steps > 10
+
+
 # ---- a worker that begins again
 
 
