@@ -125,8 +125,9 @@ class Pool:
             return None
         if state.rule == self._rule:
             self.ratchet = max(self.ratchet, state.ratchet)
-            if state.walks is not None and not self.own.number and state.workers[0].name == self.name:
-                self.walks = state.walks
+            walks = state.walks
+            if walks is not None and walks.sane and not self.own.number and state.workers[:1]:
+                self.walks = walks if state.workers[0].name == self.name else None
         if self.ratchet.era > self.own.era:
             self.own.turn(self.ratchet.era)
         up = down = 0.0
@@ -166,6 +167,5 @@ class Pool:
             and 0 <= r.base <= BINS
             and 0 <= r.at <= BINS
             and len(state.items) <= MOST_ITEMS
-            and (state.walks is None or (state.walks.sane and len(state.workers) > 0))
             and all(0 <= at <= now_ns + LATE_NS and 0.0 <= bar <= MOST_BAR for at, bar, _ in state.items.values())
         )
