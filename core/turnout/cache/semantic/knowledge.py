@@ -57,6 +57,7 @@ class Knowledge:
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         self._saves: set[asyncio.Task[None]] = set()  # not among them: a snapshot that is begun is finished
+        self._sweeping = False  # what made room for others is being let go
         self._purges = Purges()
         self._spawn(self._follow())
 
@@ -183,6 +184,8 @@ class Knowledge:
             there: set[bytes] = set()
             for i in range(len(found or ())):
                 assert found is not None
+                if self.scopes.known(scope.key) is not scope:
+                    return  # it made room for another
                 data, found[i] = found[i], b""  # let go one by one: all at once takes a while
                 if (said := read(data, self._clock.wall_ns())) is not None:
                     there.add(said.digest)
@@ -190,7 +193,7 @@ class Knowledge:
                 if time.perf_counter() - began > SLICE_S:
                     await asyncio.sleep(0)
                     began = time.perf_counter()
-            if found is None:
+            if found is None or self.scopes.known(scope.key) is not scope:
                 return
             scope.loaded = True
             if (rest := scope.rest) is not None:
@@ -241,7 +244,15 @@ class Knowledge:
 
     def _put(self, scope: Scope, item: Item) -> None:
         self.scopes.put(scope, item, item.said.vector, self._clock.wall_ns())
+        if self.scopes.dropped and not self._sweeping:
+            self._sweeping = True
+            self._spawn(self._sweep())
         self._tend(scope)
+
+    async def _sweep(self) -> None:
+        while self.scopes.sweep():
+            await asyncio.sleep(0)
+        self._sweeping = False
 
     def _tend(self, scope: Scope) -> None:
         """What else there is to do for a scope that has changed."""
@@ -257,7 +268,7 @@ class Knowledge:
 
     async def _build(self, scope: Scope) -> None:
         try:
-            while scope.index.wants_work:
+            while scope.index.wants_work and self.scopes.known(scope.key) is scope:
                 await self._loop.run_in_executor(None, scope.index.job())
                 scope.index.advance()
         finally:
