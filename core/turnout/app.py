@@ -69,12 +69,15 @@ class App:
         make_client: Callable[[asyncio.AbstractEventLoop, Callable[[], int]], Any] = Client,
         window: Callable[[str], Cells | None] = lambda name: None,
         board: Tier | None = None,
+        tell: Callable[[str, Any], None] = lambda kind, value: None,
     ) -> None:
-        """`board`: what the workers of this host share their caches through. `window(name)`: cells for this name that all workers count in; None where there are none to share."""
+        """`board`: what the workers of this host share their caches through. `tell(kind, value)`: the supervisor, see ingress/control.py. `window(name)`: cells for this name that all workers count in; None where there are none to share."""
         self._loop = asyncio.get_running_loop()
         self._clock = SystemClock()
         self._rng = Random()
         self._worker = worker
+        self._tell_supervisor = tell
+        self._window = window
         self._ring = ring
         self._dev = dev
         self.metrics = Metrics(ring, worker)
@@ -87,7 +90,7 @@ class App:
         self._embeddings = Embeddings(self._clock, self.metrics.observe, self.metrics)
         self._ending: list[asyncio.Task[None]] = []
         flow = self._build(config, version, simulators or {})
-        sample = self._sample(config)
+        sample = config.traced_share
         self.endpoints = Endpoints(flow, self._clock, self.callers, self._rng, sample)
         self.direct = self.endpoints.serve  # what engine native calls instead
         self._timer: asyncio.TimerHandle | None = None
@@ -124,7 +127,7 @@ class App:
         self.client.retire(before)
         self.endpoints.flow = flow
         self.shelf.memory.resize(*config.cache.bounds)
-        self.endpoints.sample = self._sample(config)
+        self.endpoints.sample = config.traced_share
         self.callers.body_ns = config.listen.body_timeout_ms * 1_000_000
 
     def drain(self, seconds: float) -> None:
@@ -170,6 +173,9 @@ class App:
                 clock=self._clock,
                 rng=self._rng,
                 counts=self.metrics,
+                say=lambda text: self._tell_supervisor("note", text),
+                told=lambda: self._tell_supervisor("news", None),
+                window=self._window,
             )
         self.room.resize(config.cache)
         return self.room.lookup
@@ -213,11 +219,6 @@ class App:
         self._lasting.tick(now)
 
     # ---- building
-
-    @staticmethod
-    def _sample(config: Config) -> float:
-        traces = config.telemetry.traces
-        return traces.sample if traces.endpoint else 0.0
 
     def _build(self, config: Config, version: int, simulators: dict[str, str]) -> Flow:
         catalog = Catalog.builtin().with_overrides(config.models) if config.models else Catalog.builtin()

@@ -31,8 +31,10 @@ if _built is not None:
     Verifier: Any = _built.Verifier
     canonical: Any = _built.canonical
     ledger_batch: Any = _built.ledger_batch
+    nearest_rows: Any = _built.nearest_rows
     read_answer: Any = _built.read_answer
     read_usage: Any = _built.read_usage
+    row_of: Any = _built.row_of
 else:
     from .twin.answer import read_answer, read_usage  # noqa: F401
     from .twin.canonical import canonical  # noqa: F401
@@ -40,6 +42,7 @@ else:
     from .twin.head import HeadReader  # noqa: F401
     from .twin.keys import KeyTable  # noqa: F401
     from .twin.meaning import Lexicon, Said, Verifier  # noqa: F401
+    from .twin.near import nearest_rows, row_of  # noqa: F401
     from .twin.rows import ledger_batch  # noqa: F401
     from .twin.scan import FieldScanner  # noqa: F401
     from .twin.sse import StreamScanner  # noqa: F401

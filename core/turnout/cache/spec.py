@@ -69,6 +69,11 @@ class MemorySpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         """The same of questions and vectors."""
         return self._share(self.semantic_mb)
 
+    @property
+    def snapshot_bounds(self) -> tuple[int, int]:
+        """The same of the snapshots of large scopes, in state.dir."""
+        return self._share(self.disk_mb // 4)
+
     def _share(self, mb: int) -> tuple[int, int]:
         most = mb << 20
         return most, int(most * self.tenant_share)

@@ -85,6 +85,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         return max([self.listen.max_body_bytes, *(route.max_body_bytes or 0 for route in self.routes)])
 
     @property
+    def traced_share(self) -> float:
+        """Of the requests that nobody traces already."""
+        return self.telemetry.traces.sample if self.telemetry.traces.endpoint else 0.0
+
+    @property
     def needs_semantic(self) -> bool:
         return any(route.cache is not None and route.cache.semantic is not None for route in self.routes)
 

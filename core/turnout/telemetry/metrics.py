@@ -152,6 +152,18 @@ FAMILIES: dict[str, tuple[str, tuple[str, ...], str, tuple[float, ...]]] = {
     "turnout_semantic_bytes": ("gauge", (), "Memory of questions and their vectors", ()),
     "turnout_semantic_scopes": ("gauge", (), "Scopes in memory", ()),
     "turnout_semantic_evictions_total": ("counter", ("what",), "Questions (item) and scopes that made room", ()),
+    "turnout_semantic_heard_seconds": (
+        "histogram",
+        (),
+        "From when a question was learned by one worker until another knows it",
+        WAITS,
+    ),
+    "turnout_semantic_snapshots_total": (
+        "counter",
+        ("what",),
+        "Snapshots of large scopes on disk: written, used, evicted, refused (damaged, old), failed, large (no room)",
+        (),
+    ),
     "turnout_semantic_errors_total": ("counter", ("kind",), "What went wrong with the books of the semantic cache", ()),
     "turnout_cache_backend_seconds": ("histogram", ("backend", "operation"), "Looking up and keeping answers", OURS),
     "turnout_guard_total": ("counter", ("route", "outcome"), "Guardrail outcomes", ()),

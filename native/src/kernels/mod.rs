@@ -1,5 +1,5 @@
 //! Kernels: bytes in, bytes or numbers out; no callbacks, no I/O. `answer`, `canonical`, `counters`, `head`, `keys`, `meaning`,
-//! `rows`, `scan`, `sse` and `tally` have a twin of the same name in `turnout/twin/`; `blocks`, `chunk`, `fields`,
+//! `near`, `rows`, `scan`, `sse` and `tally` have a twin of the same name in `turnout/twin/`; `blocks`, `chunk`, `fields`,
 //! `json`, `lines`, `pack`, `quick` and `unpack` are what they are made of.
 
 pub mod answer;
@@ -13,6 +13,7 @@ pub mod json;
 pub mod keys;
 pub mod lines;
 pub mod meaning;
+pub mod near;
 pub mod pack;
 pub mod quick;
 pub mod rows;

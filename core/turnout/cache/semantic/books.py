@@ -4,7 +4,9 @@
 is behind a request's end or beside it. Nothing raises: what cannot be had is not there.
 """
 
+import asyncio
 import zlib
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import msgspec
@@ -84,7 +86,13 @@ class Books(Protocol):
     async def news(self) -> list[News]:
         """What others did since the last time."""
 
+    def listening(self) -> AbstractContextManager[asyncio.Event]:
+        """An event that is set when there may be news; one may get lost."""
+
     async def purge(self, what: Purge) -> None: ...
+    async def purged(self) -> list[tuple[Purge, int]] | None:
+        """What was purged, and when (wall clock), as far as it may have been missed here; None: not to be had now."""
+
     async def load_meter(self, name: str) -> list[bytes]:
         """What each worker that ever was knows of this namespace."""
 

@@ -17,9 +17,11 @@ import msgspec
 from .books import Books
 from .meter.bounds import Bound, added
 from .meter.meter import Meter
+from .meter.spending import Window
 from .spec import Semantic
 
 SHARE_S = 5.0  # between two exchanges with the others
+MOST_SHARED = 512  # namespaces of which workers count together what they spend: there are 4,096 rows, for all there is
 MOST = 1_000  # meters in memory, 33 KB each; one that is not asked for long is written down and read again
 LATEST = 20  # decisions of each kind, of each meter
 HOUR_NS = 3_600_000_000_000
@@ -54,12 +56,21 @@ class _Room:
 
 
 class Meters:
-    """`name`: this worker's, the same after a restart."""
+    """`name`: this worker's, the same after a restart. `window(name)`: cells of this name that all workers of the host count
+    in; None: there are none."""
 
-    def __init__(self, books: Books, name: bytes, wall_ns: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        books: Books,
+        name: bytes,
+        wall_ns: Callable[[], int],
+        window: Callable[[str], Window | None] = lambda name: None,
+    ) -> None:
         self._books = books
         self._name = name
         self._wall = wall_ns
+        self._window = window
+        self._windows: dict[tuple[str, ...], Window | None] = {}
         # By tenant, route, and for a gate the endpoint's name; the least recently asked first.
         self._rooms: OrderedDict[tuple[str, str, str], _Room] = OrderedDict()
         self._task = asyncio.get_running_loop().create_task(self._share())
@@ -88,6 +99,7 @@ class Meters:
                 most_nanos=int(checks.max_usd_per_hour * part * 1e9),
                 spend_ns=HOUR_NS,
                 confirmed=True,
+                shared=self._shared(*who),
             )
             room = self._rooms[who] = _Room(meter, made_for)
             task = asyncio.get_running_loop().create_task(self._take(who, room))
@@ -99,6 +111,11 @@ class Meters:
         else:
             self._rooms.move_to_end(who)
         return room.meter
+
+    def _shared(self, *who: str) -> Window | None:
+        if who not in self._windows and len(self._windows) < MOST_SHARED:
+            self._windows[who] = self._window(f"checks {_key(*who)}")
+        return self._windows.get(who)
 
     def known(self, tenant: str, route: str, endpoint: str = "") -> Meter | None:
         room = self._rooms.get((tenant, route, endpoint))

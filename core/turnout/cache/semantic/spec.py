@@ -19,7 +19,7 @@ class Checks(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     share: Annotated[float, Meta(ge=0, le=1)] = 0.02  # of the hits, once the first ones have been checked
     first: Annotated[int, Meta(ge=0, le=10_000)] = 50  # hits of each tenant on the route, all of which are checked
-    max_usd_per_hour: Annotated[float, Meta(ge=0)] = 1.0  # of each tenant on the route
+    max_usd_per_hour: Annotated[float, Meta(ge=0)] = 1.0  # of each tenant on the route, on a host
 
 
 class Embedding(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -125,7 +125,7 @@ class Lookup:
         scope = self.knowledge.scope(place)
         scope.most = spec.max_entries
         asked = Asked(place, scope, spec, question.text, said, tenant, policy.tag(x), x, policy.endpoint)
-        found = [(item, cosine) for item, cosine in scope.nearest(said.vector, self._wall()) if cosine >= NEAR]
+        found = [(item, cosine) for item, cosine in self.knowledge.nearest(scope, said.vector) if cosine >= NEAR]
         if found:
             (asked.near, asked.cosine), *others = found
             asked.others = others if spec.profile == "faq" else []
