@@ -161,7 +161,8 @@ class Flow:
     def route(self, x: Exchange) -> Route:
         """Which route, and by when it must be over."""
         x.route = route = self.routes.find(x)
-        x.assemble = route.assemble and not x.stream and x.surface.can_stream
+        if route.assemble and not x.stream and x.surface.can_stream:  # a field is cheap to read and dear to set
+            x.assemble = True
         if len(x.body) > route.max_body_bytes:
             raise Fault("too_large", f"the request body is over this route's limit of {route.max_body_bytes} bytes")
         total_ms = min(route.total_ms, x.timeout_ms) if x.timeout_ms else route.total_ms
@@ -257,7 +258,8 @@ class Flow:
         """A whole answer, where the server takes it at once. False: `caller.reply` is to be awaited."""
         x.committed = True
         x.bytes_out = len(body)
-        x.head_ns = x.head_ns or self._now()
+        if not x.head_ns:
+            x.head_ns = self._now()
         return caller.reply_nowait(status, headers, body)
 
     async def reply(self, x: Exchange, reply: Reply, caller: Caller) -> None:

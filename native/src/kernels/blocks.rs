@@ -16,6 +16,33 @@ pub trait Look: Copy {
     fn beyond_ascii(self, block: &Block) -> bool;
 }
 
+/// Something to be done with whatever way there is.
+pub trait Task {
+    type Out;
+
+    /// Has to be inlined: only then the instructions of the way are.
+    fn run(self, look: impl Look) -> Self::Out;
+}
+
+/// Do it the fastest way that the processor has.
+#[inline]
+pub fn run<T: Task>(task: T) -> T::Out {
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx2,bmi1,bmi2")]
+        unsafe fn with_avx2<T: Task>(task: T, look: Avx2) -> T::Out {
+            task.run(look)
+        }
+        match Avx2::found() {
+            // SAFETY: a value of `Avx2` says that the processor has all three.
+            Some(look) => unsafe { with_avx2(task, look) },
+            None => task.run(Sse2),
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    task.run(Words)
+}
+
 #[cfg(target_arch = "x86_64")]
 pub use x86::{Avx2, Sse2};
 

@@ -28,6 +28,8 @@ pub struct Cursor<'a, L> {
     carry: u64,
     /// Where the `u` of the second half of a surrogate pair is, whose first half was met.
     half: usize,
+    /// Where the last character is that is escaped and neither quote nor backslash, in the blocks that were looked at.
+    other: usize,
     beyond_ascii: bool,
 }
 
@@ -46,6 +48,7 @@ impl<'a, L: Look> Cursor<'a, L> {
             ends: 0,
             carry: 0,
             half: 0,
+            other: 0,
             beyond_ascii: false,
         };
         cursor.load(0)?;
@@ -53,7 +56,7 @@ impl<'a, L: Look> Cursor<'a, L> {
     }
 
     #[inline(always)]
-    fn peek(&self) -> u8 {
+    pub fn peek(&self) -> u8 {
         debug_assert!(self.i < self.b.len());
         // SAFETY: `i` is a place in `b`, see above.
         unsafe { *self.b.get_unchecked(self.i) }
@@ -61,7 +64,7 @@ impl<'a, L: Look> Cursor<'a, L> {
 
     /// Step over `C` if it is there.
     #[inline(always)]
-    fn pass<const C: u8>(&mut self) -> bool {
+    pub fn pass<const C: u8>(&mut self) -> bool {
         const { assert!(C != b'}') };
         // Not `i += usize::from(there)`: rustc 1.95 drops that addition.
         if self.peek() == C {
@@ -74,7 +77,7 @@ impl<'a, L: Look> Cursor<'a, L> {
 
     /// Step over the closing brace at `i` unless it is the last byte.
     #[inline(always)]
-    fn pass_brace(&mut self) -> Option<()> {
+    pub fn pass_brace(&mut self) -> Option<()> {
         if self.i + 1 == self.b.len() {
             return None;
         }
@@ -84,14 +87,14 @@ impl<'a, L: Look> Cursor<'a, L> {
 
     /// Step over white space: mostly there is none, or one space.
     #[inline(always)]
-    fn blank(&mut self) {
+    pub fn blank(&mut self) {
         if self.peek() <= b' ' && (!self.pass::<b' '>() || self.peek() <= b' ') {
             self.blanks();
         }
     }
 
     #[inline(always)]
-    fn blanks(&mut self) {
+    pub fn blanks(&mut self) {
         self.i = blanks(self.b, self.i);
         // Line feeds and tabs are among the ends.
         let off = self.i - self.from;
@@ -126,6 +129,7 @@ impl<'a, L: Look> Cursor<'a, L> {
             let others = escaped & !(slashes | self.look.quotes(block));
             if others != 0 {
                 self.half = check_escapes(self.b, from, others, self.half)?;
+                self.other = from + 63 - others.leading_zeros() as usize;
             }
             self.ends &= !escaped;
         }
@@ -134,7 +138,7 @@ impl<'a, L: Look> Cursor<'a, L> {
 
     /// Step over a string, whose opening quote is behind the cursor.
     #[inline(always)]
-    fn text(&mut self) -> Option<()> {
+    pub fn text(&mut self) -> Option<()> {
         // The opening quote is the first of the ends, if it is in the block.
         self.ends &= self.ends.wrapping_sub(1);
         if self.ends == 0 {
@@ -159,7 +163,7 @@ impl<'a, L: Look> Cursor<'a, L> {
 
     /// Step over a key and its colon, to the value. Returns where its text begins and ends.
     #[inline(always)]
-    fn key(&mut self) -> Option<(usize, usize)> {
+    pub fn key(&mut self) -> Option<(usize, usize)> {
         if !self.pass::<b'"'>() {
             return None;
         }
@@ -187,7 +191,7 @@ impl<'a, L: Look> Cursor<'a, L> {
 
     /// Step over a number or a word.
     #[inline(always)]
-    fn scalar(&mut self) -> Option<()> {
+    pub fn scalar(&mut self) -> Option<()> {
         if !matches!(self.peek(), b'-' | b'0'..=b'9') {
             let rest = &self.b[self.i..];
             self.i += match rest.first_chunk::<4>()? {
@@ -213,7 +217,7 @@ impl<'a, L: Look> Cursor<'a, L> {
 
     /// Step over the value at the cursor, a field of the outermost object.
     #[inline(always)]
-    fn value(&mut self) -> Option<()> {
+    pub fn value(&mut self) -> Option<()> {
         if self.pass::<b'"'>() {
             return self.text();
         }
@@ -308,8 +312,25 @@ impl<'a, L: Look> Cursor<'a, L> {
                 self.blank();
             }
         }
-        let right = self.i + 1 == self.b.len() && (!self.beyond_ascii || simdutf8::basic::from_utf8(self.b).is_ok());
-        right.then_some((inside, empty))
+        self.at_end().then_some((inside, empty))
+    }
+
+    /// The place in the text.
+    #[inline(always)]
+    pub fn place(&self) -> usize {
+        self.i
+    }
+
+    /// Whether a character from `from` on to the cursor may be escaped that is neither quote nor backslash.
+    #[inline(always)]
+    pub fn has_other_since(&self, from: usize) -> bool {
+        self.other >= from
+    }
+
+    /// Whether this is the last brace, and the whole text is UTF-8.
+    #[inline(always)]
+    pub fn at_end(&self) -> bool {
+        self.i + 1 == self.b.len() && (!self.beyond_ascii || simdutf8::basic::from_utf8(self.b).is_ok())
     }
 }
 
@@ -318,7 +339,7 @@ impl<'a, L: Look> Cursor<'a, L> {
 fn blanks(b: &[u8], mut i: usize) -> usize {
     loop {
         if let Some(eight) = b[i..].first_chunk::<8>() {
-            let others = u64::from_le_bytes(*eight) ^ ONES * 0x20;
+            let others = u64::from_le_bytes(*eight) ^ (ONES * 0x20);
             i += (others.trailing_zeros() / 8) as usize;
             if others == 0 {
                 continue;
