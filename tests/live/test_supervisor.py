@@ -424,6 +424,7 @@ def test_reloads_under_load_fail_no_request(start: Callable[..., Gateway], full:
     assert len(load.versions) > count / 2
 
 
+@pytest.mark.alone
 def test_reloads_at_500_requests_a_second_fail_none(start: Callable[..., Gateway], full: bool) -> None:
     """100 of them (25 unless --full), one in five with a broken file."""
     count = 100 if full else 25
@@ -454,7 +455,7 @@ def test_reloads_at_500_requests_a_second_fail_none(start: Callable[..., Gateway
     print(f"{count} reloads ({count // 5} broken) beside {result.count} requests, {rate:.0f} a second: {dict(result.statuses)}")
     assert result.statuses == {200: result.count}, [answer.body for answer in result.broken[:3]]
     assert len(result.versions) > good / 2
-    assert rate > calm.count / calm.seconds / 2  # 500 are offered; a busy machine may not take them all
+    assert rate > calm.count / calm.seconds / 3  # 500 are offered; a busy machine may not take them all, and reloads cost it something
 
 
 # ---- start
