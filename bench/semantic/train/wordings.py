@@ -1,12 +1,12 @@
 """Fits the second look of `faq` (core/turnout/cache/semantic/intents.py) on streams of questions with known intents.
 
 What is fitted: how wordings scatter within an intent, whose inverse square root turns MiniLM's vectors (within-class
-covariance normalisation: Hatch, Kajarekar and Stolcke 2006); what a word more is worth beside their cosine; for each rate
-the threshold. All but the first is chosen on streams of banking77 whose questions are judged by a turn that was learned
+covariance normalisation: Hatch, Kajarekar and Stolcke 2006); what a word more, and a crowd, weigh beside their cosine; for
+each rate the threshold. All but the first is chosen on streams of banking77 whose questions are judged by a turn that was learned
 without their intents: those are parted in FOLDS.
 
 More numbers were tried, in a logistic regression or trees: MiniLM's plain cosine, the static one, the gap to the next
-candidate, cosines of the next four, whether those are like each other, how many are kept, what words the two share. None
+candidate, cosines of the next four, whether those are like each other, what words the two share. None
 adds more than another parting of the intents takes away; and a learned head (contrastive, on top of MiniLM) ranked no better
 than the turn.
 """
@@ -18,16 +18,18 @@ import numpy as np
 from fit import RATES, upper_bound
 from scipy.optimize import minimize
 
-from turnout.cache.semantic.intents import DIMENSIONS, MAGIC, MOST, full, packed, shortness
+from turnout.cache.semantic.intents import DIMENSIONS, LEAST_KEPT, MAGIC, MOST, crowd, full, packed, shortness
 
 SPREAD = 0.3  # added to each direction's variance, the mean one being 1; 0.1 to 1 do as well
 FOLDS = 4
-JUDGED, LONG = 16, 4000  # streams, each in another order, and how many questions they have
+JUDGED = 12  # streams, each of all questions in another order
 HIT = 0.92  # MiniLM's cosine from which on a question of those counts as a hit, and is not kept
 SHORTNESS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25)  # what `shortness` may weigh, against a cosine; 0.1 to 0.2 do as well
+CROWDS = (0.0, 0.01, 0.02, 0.03, 0.04, 0.05)  # what `crowd` may weigh, to be as often wrong with few kept as with many
+SIZES = (LEAST_KEPT, 300, 1000, 2000, 3500, 10**9)  # between which that is compared
 WEIGHED_BY = (0.0025, 0.005, 0.01)  # the rates at which it is to give many hits
 LEAST_PLAIN = 0.8  # MiniLM's cosine from which on a candidate counts in the score's scale: far ones are wrong anyway
-MISSED = 0.01  # of the right hits, that not looking twice at what the first look scores low may cost
+MISSED = 0.005  # of the right hits, that not looking twice at what the first look scores low may cost
 
 
 class Texts(NamedTuple):
@@ -49,7 +51,7 @@ class Texts(NamedTuple):
 
 
 class Scale(NamedTuple):
-    """From the two numbers to a score, 0 to 1."""
+    """From the numbers to a score, 0 to 1."""
 
     weights: np.ndarray
     base: float
@@ -61,7 +63,7 @@ class Scale(NamedTuple):
 class Seen(NamedTuple):
     """Requests of streams, with what was found for them."""
 
-    numbers: np.ndarray  # the turned cosine and `shortness`
+    numbers: np.ndarray  # the turned cosine, `shortness` and `crowd`
     right: np.ndarray
     plain: np.ndarray  # MiniLM's cosine
     asked: np.ndarray  # places of texts
@@ -110,7 +112,7 @@ class Sight:
         few = kept[np.argpartition(-cosines, MOST - 1)[:MOST]] if len(kept) > MOST else kept
         inner = self._kept[few] @ self._asked[i]
         best = few[inner.argmax()]
-        numbers = (inner.max(), shortness(int(min(texts.content[i], texts.content[best]))))
+        numbers = (inner.max(), shortness(int(min(texts.content[i], texts.content[best]))), crowd(len(kept)))
         plain = texts.deep[best] @ texts.deep[i]
         return numbers, texts.intent[i] == texts.intent[best], plain, i, kept[cosines.argmax()]
 
@@ -131,9 +133,10 @@ def judged(texts: Texts, turns: list[np.ndarray], folds: np.ndarray, seed: int) 
     sights = [Sight(texts, turn) for turn in turns]
     found = []
     for _ in range(JUDGED):
-        kept = np.zeros(LONG, int)
+        order = rng.permutation(np.flatnonzero(texts.bank))
+        kept = np.zeros(len(order), int)
         count = 0
-        for i in rng.permutation(np.flatnonzero(texts.bank))[:LONG].tolist():
+        for i in order.tolist():
             hit = False
             if count:
                 found.append(sights[folds[i]].look_at(i, kept[:count]))
@@ -145,18 +148,34 @@ def judged(texts: Texts, turns: list[np.ndarray], folds: np.ndarray, seed: int) 
 
 
 def scale_of(seen: Seen, chosen: np.ndarray) -> Scale:
-    """By the requests that are chosen: the weight of shortness by how many right hits it gives at WEIGHED_BY, then the scale
-    by a logistic regression in which right and wrong candidates weigh the same."""
+    """By the requests that are chosen. First what `crowd` weighs, by how even the share of wrong ones is; then `shortness`, by
+    how many right hits it gives, both at WEIGHED_BY; and the scale by a logistic regression in which right and wrong
+    candidates weigh the same."""
     numbers, right = seen.numbers[chosen], seen.right[chosen]
+    size = np.digitize(numbers[:, 2], np.log(SIZES))
 
-    def hits(weight: float) -> float:
-        order = np.argsort(-(numbers[:, 0] + weight * numbers[:, 1]), kind="stable")
-        wrong, good = np.cumsum(~right[order]), np.cumsum(right[order])
-        return float(sum(np.log(good[np.searchsorted(wrong, rate * len(right), "right") - 1]) for rate in WEIGHED_BY))
+    def served(short: float, many: float, rate: float) -> np.ndarray:
+        total = numbers @ np.array([1.0, short, -many])
+        order = np.argsort(-total, kind="stable")
+        out = np.zeros(len(order), bool)
+        out[order[: np.searchsorted(np.cumsum(~right[order]), rate * len(order), "right")]] = True
+        return out
 
-    weight = max(SHORTNESS, key=hits)
+    def unevenness(short: float, many: float) -> float:
+        parts = [served(short, many, rate) & ~right for rate in WEIGHED_BY]
+        shares = np.array([[part[size == s].mean() for s in range(1, len(SIZES))] for part in parts])
+        return float(np.log(shares + 1e-4).std(1).sum())
+
+    def hits(short: float, many: float) -> float:
+        return float(sum(np.log((served(short, many, rate) & right).mean() + 1e-4) for rate in WEIGHED_BY))
+
+    short, many = SHORTNESS[len(SHORTNESS) // 2], 0.0
+    for _ in range(2):  # one hardly moves the other
+        many = min(CROWDS, key=lambda weight: unevenness(short, weight))
+        short = max(SHORTNESS, key=lambda weight: hits(weight, many))
     near = seen.plain[chosen] >= LEAST_PLAIN
-    total, label = numbers[near, 0] + weight * numbers[near, 1], right[near]
+    slopes = np.array([1.0, short, -many])
+    total, label = numbers[near] @ slopes, right[near]
     weights = np.where(label, 0.5 / label.sum(), 0.5 / (~label).sum())
 
     def loss(point: np.ndarray) -> float:
@@ -164,24 +183,32 @@ def scale_of(seen: Seen, chosen: np.ndarray) -> Scale:
         return float((weights * np.where(label, np.logaddexp(0, -said), np.logaddexp(0, said))).sum())
 
     slope, base = minimize(loss, np.array([10.0, -8.0]), method="Nelder-Mead").x
-    return Scale(np.array([slope, slope * weight]), float(base))
+    return Scale(slope * slopes, float(base))
 
 
-def threshold_of(scores: np.ndarray, wrong: np.ndarray, worth: int, rate: float) -> float:
-    """The lowest one down to which the 90 % bound of wrong/all keeps the rate all the way. `worth`: how many requests these
-    are worth, as the same texts came in many orders."""
-    each = worth / len(scores)
-    most = 0
-    while upper_bound((most + 1) * each, worth) <= rate:
-        most += 1
+def threshold_of(scores: np.ndarray, wrong: np.ndarray, asked: np.ndarray, rate: float) -> float:
+    """The lowest one down to which the 90 % bound of wrong/all keeps the rate all the way. `asked`: of which text each request
+    is. The same one in many streams is less than many requests, and more than one, for what is kept differs: as many as the
+    variance between texts says (Korn and Graubard, Survey Methodology 24, 1998), at twice the rate."""
     order = np.argsort(-scores, kind="stable")
-    fits = int(np.searchsorted(np.cumsum(wrong[order]), most, "right"))
-    return float(scores[order[fits - 1]]) if fits and upper_bound(most * each, worth) <= rate else 2.0
+    reached = np.cumsum(wrong[order])
+    each = np.bincount(asked, minlength=asked.max() + 1)
+    served = order[: np.searchsorted(reached, 2 * rate * len(scores), "right")]
+    texts = each > 0
+    shares = np.bincount(asked[served], wrong[served], len(each))[texts] / each[texts].mean()
+    mean = shares.mean()
+    worth = float(np.clip(mean * (1 - mean) / (shares.var() / len(shares) + 1e-12), len(shares), len(scores)))
+    most = 0
+    while upper_bound((most + 1) * worth / len(scores), worth) <= rate:
+        most += 1
+    fits = int(np.searchsorted(reached, most, "right"))
+    return float(scores[order[fits - 1]]) if fits and upper_bound(most * worth / len(scores), worth) <= rate else 2.0
 
 
-def marks_of(seen: Seen, scores: np.ndarray, worth: int) -> list[float]:
-    """The thresholds of all rates."""
-    return [threshold_of(scores, ~seen.right, worth, rate) for rate in RATES]
+def marks_of(seen: Seen, scores: np.ndarray) -> list[float]:
+    """The thresholds of all rates; a lower one at a higher rate."""
+    marks = [threshold_of(scores, ~seen.right, seen.asked, rate) for rate in RATES]
+    return np.minimum.accumulate(marks).tolist()
 
 
 def lows_of(seen: Seen, scores: np.ndarray, marks: list[float], first: Any) -> list[float]:
@@ -194,7 +221,7 @@ def lows_of(seen: Seen, scores: np.ndarray, marks: list[float], first: Any) -> l
 
 def file_of(turn: np.ndarray, scale: Scale, marks: list[float], lows: list[float]) -> bytes:
     rates = b"".join(struct.pack("<3d", *row) for row in zip(RATES, marks, lows, strict=True))
-    return MAGIC + struct.pack("<H", len(RATES)) + rates + struct.pack("<3d", scale.base, *scale.weights) + triangle_of(turn).tobytes()
+    return MAGIC + struct.pack("<H", len(RATES)) + rates + struct.pack("<4d", scale.base, *scale.weights) + triangle_of(turn).tobytes()
 
 
 def intents_file(texts: Texts, first: Any, seed: int) -> bytes:
@@ -202,5 +229,5 @@ def intents_file(texts: Texts, first: Any, seed: int) -> bytes:
     seen = judged(texts, *folds_of(texts, seed), seed)
     scale = scale_of(seen, np.ones(len(seen.right), bool))
     scores = scale.scores(seen.numbers)
-    marks = marks_of(seen, scores, int(texts.bank.sum()))
+    marks = marks_of(seen, scores)
     return file_of(turn_of(texts), scale, marks, lows_of(seen, scores, marks, first))

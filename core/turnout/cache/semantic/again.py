@@ -42,8 +42,7 @@ class Again:
         return bool(spec.deep != "off" and self._deep() is not None)
 
     def candidates(self, spec: Semantic) -> int:
-        """How many kept questions a request is compared with. Where the question has to be the same, a second one gained
-        nothing."""
+        """How many kept questions a request is compared with. Where the question has to be the same, more gained nothing."""
         return MOST if spec.profile == "faq" and self.looks(spec) else 1
 
     def kept_bytes(self, spec: Semantic) -> int:
@@ -96,10 +95,13 @@ class Again:
         if spec.profile == "faq":
             content = [kept.said.content for kept, _ in few]
             vectors = [kept.deep or b"" for kept, _ in few]
-            place, asked.score = models.intents().best(asked.vector, vectors, asked.said.content, content)
+            of = sum(len(scope.items) for scope in (asked.scope, asked.also) if scope is not None)
+            place, asked.score = models.intents().best(asked.vector, vectors, asked.said.content, content, of)
             asked.near, asked.cosine = few[place]
             return asked.near
-        cosine = float(numpy.frombuffer(asked.vector, numpy.float32) @ numpy.frombuffer(item.deep or b"", numpy.float32))
+        cosine = float(
+            numpy.frombuffer(asked.vector, numpy.float32) @ numpy.frombuffer(item.deep or b"", numpy.float32)
+        )
         asked.score = verifier.score(asked.said, item.said, asked.cosine, cosine)
         return item
 

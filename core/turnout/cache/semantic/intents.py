@@ -3,7 +3,9 @@
 One intent has many wordings, so it looks not at the nearest question alone but at the `MOST` that the static vectors find.
 MiniLM's vectors are compared where directions in which wordings of one intent scatter count less, as learned from known
 intents: the new question's is turned so once, kept ones lie there turned, a byte a dimension. How sure the best of them is
-follows from that cosine and from how many words carry content: a short question leaves open which intent it means.
+follows from that cosine, from how many words carry content (a short question leaves open which intent it means) and from
+how many questions are kept: the more, the likelier one of them only looks like it, so that a score that did not know it would
+be wrong too seldom at first and too often later.
 Made by bench/semantic/train/wordings.py.
 """
 
@@ -16,6 +18,7 @@ import numpy
 DIMENSIONS = 384
 MOST = 16  # kept questions that are looked at; 8 or 32 do about as well
 MOST_CONTENT = 15  # words; more count as that many
+LEAST_KEPT = 50  # questions; fewer count as that many
 MAGIC = b"TNINT001"
 
 
@@ -27,7 +30,7 @@ class Found(NamedTuple):
 class Intents:
     """Reads the file (little endian): the magic; u16 how many rates, and of each one f64 wrong of all requests, the
     threshold of this look's score, the score of the first look below which this one is not asked for; f64 the base and the
-    weights of the cosine and of the words; the lower triangle of a symmetric matrix in float16. Raises ValueError when
+    weights of the cosine, of the words and of how many are kept; the lower triangle of a symmetric matrix in float16. Raises ValueError when
     `data` is not one."""
 
     def __init__(self, data: bytes) -> None:
@@ -36,8 +39,8 @@ class Intents:
             at = len(MAGIC) + 2
             self._rates = [struct.unpack_from("<3d", data, at + 24 * i) for i in range(count)]
             at += 24 * count
-            self._base, self._cosine, self._content = struct.unpack_from("<3d", data, at)
-            self._turn = full(numpy.frombuffer(data, "<f2", -1, at + 24))
+            self._base, self._cosine, self._content, self._kept = struct.unpack_from("<4d", data, at)
+            self._turn = full(numpy.frombuffer(data, "<f2", -1, at + 32))
         except (struct.error, ValueError) as wrong:
             raise ValueError("no file of intents") from wrong
         if data[: len(MAGIC)] != MAGIC:
@@ -59,14 +62,14 @@ class Intents:
         row = self._turn @ numpy.frombuffer(vector, numpy.float32)
         return bytes((row / numpy.linalg.norm(row)).astype(numpy.float32).tobytes())
 
-    def best(self, asked: bytes, kept: Sequence[bytes], content: int, contents: Sequence[int]) -> Found:
+    def best(self, asked: bytes, kept: Sequence[bytes], content: int, contents: Sequence[int], of: int) -> Found:
         """`asked`: as `turned` gives it; `kept`: at least one, as `packed` gives it. `content`: how many words carry some, in
-        the new question and in the kept ones. 20 us for 16."""
+        the new question and in the kept ones. `of`: how many are kept altogether. 20 us for 16."""
         rows = numpy.frombuffer(b"".join(kept), numpy.int8).reshape(len(kept), DIMENSIONS).astype(numpy.float32)
         cosines = rows @ numpy.frombuffer(asked, numpy.float32) / numpy.sqrt((rows * rows).sum(1))
         place = int(cosines.argmax())
         words = shortness(min(content, contents[place]))
-        total = self._base + self._cosine * float(cosines[place]) + self._content * words
+        total = self._base + self._cosine * float(cosines[place]) + self._content * words + self._kept * crowd(of)
         return Found(place, float(1.0 / (1.0 + numpy.exp(-total))))
 
 
@@ -85,3 +88,7 @@ def packed(turned: bytes) -> bytes:
 
 def shortness(content: int) -> float:
     return float(numpy.log1p(min(content, MOST_CONTENT)))
+
+
+def crowd(kept: int) -> float:
+    return float(numpy.log(max(kept, LEAST_KEPT)))

@@ -199,7 +199,9 @@ class Lookup:
         ask once more, to know whether the difference is more than that between any two answers to this question."""
         text = answer_text(entry.body)
         again = self._judge(asked, entry, text)
-        if entry.finish == "stop" and text:
+        # One intent has one answer: what a check brought is kept where it showed that another one was wanted.
+        spare = asked.spec.profile == "faq" and asked.weight > 0 and (again or asked.verdict is not False)
+        if entry.finish == "stop" and text and not spare:
             now, wall_ns = self._now(), self._wall()
             item = Item(
                 digest=entry.digest,
@@ -242,6 +244,7 @@ class Lookup:
                 if right is False or asked.paired:
                     asked.fresh, asked.verdict = text, right
                     return True
+        asked.verdict = right
         kind = "check" if asked.weight else "miss"
         meter.label(self._wall(), asked.score, asked.place.scope, near.number, right, asked.weight or 1.0, kind)
         self._count("turnout_semantic_labels_total", (asked.place.route, kind, _VERDICTS[right]))
