@@ -61,13 +61,14 @@ class Scale(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """Requests of streams, with what was found for them."""
+    """Requests of streams, with what was found for them; a row each."""
 
-    numbers: np.ndarray  # the turned cosine, `shortness` and `crowd`
-    right: np.ndarray
-    plain: np.ndarray  # MiniLM's cosine
-    asked: np.ndarray  # places of texts
-    nearest: np.ndarray  # by the static vectors
+    numbers: Any  # the turned cosine, `shortness` and `crowd`
+    right: Any
+    plain: Any  # MiniLM's cosine
+    asked: Any  # places of texts
+    best: Any
+    nearest: Any  # by the static vectors
 
 
 def texts_of(pairs: list[tuple[str, str]], said: dict[str, Any], deep: np.ndarray) -> Texts:
@@ -105,8 +106,8 @@ class Sight:
         rows = np.array([np.frombuffer(packed(row.astype(np.float32).tobytes()), np.int8) for row in self._asked], np.float32)
         self._kept = rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
-    def look_at(self, i: int, kept: np.ndarray) -> tuple[Any, ...]:
-        """A row of `Seen` for text `i`."""
+    def look_at(self, i: int, kept: np.ndarray) -> Seen:
+        """One row, for text `i`."""
         texts = self._texts
         cosines = texts.static[kept] @ texts.static[i]
         few = kept[np.argpartition(-cosines, MOST - 1)[:MOST]] if len(kept) > MOST else kept
@@ -114,7 +115,7 @@ class Sight:
         best = few[inner.argmax()]
         numbers = (inner.max(), shortness(int(min(texts.content[i], texts.content[best]))), crowd(len(kept)))
         plain = texts.deep[best] @ texts.deep[i]
-        return numbers, texts.intent[i] == texts.intent[best], plain, i, kept[cosines.argmax()]
+        return Seen(numbers, texts.intent[i] == texts.intent[best], plain, i, int(best), kept[cosines.argmax()])
 
 
 def folds_of(texts: Texts, seed: int) -> tuple[list[np.ndarray], np.ndarray]:
@@ -140,7 +141,7 @@ def judged(texts: Texts, turns: list[np.ndarray], folds: np.ndarray, seed: int) 
             hit = False
             if count:
                 found.append(sights[folds[i]].look_at(i, kept[:count]))
-                hit = found[-1][2] >= HIT
+                hit = found[-1].plain >= HIT
             if not hit:
                 kept[count] = i
                 count += 1

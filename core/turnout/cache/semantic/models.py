@@ -3,10 +3,12 @@
 import hashlib
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...native import Lexicon, Verifier
-from .intents import Intents
+
+if TYPE_CHECKING:
+    from .intents import Intents
 
 _DATA = files(__package__) / "data"
 
@@ -32,5 +34,7 @@ def verifier(profile: str) -> Any:
 
 
 @cache
-def intents() -> Intents:
+def intents() -> "Intents":
+    from .intents import Intents  # numpy: nobody else shall load it
+
     return Intents((_DATA / "intents.bin").read_bytes())
