@@ -90,28 +90,29 @@ class Questions:
         if self._volatile is not None and self._volatile.search(text):
             return "volatile"
         own = self._personal is not None and self._personal.search(text) is not None
-        shared = self._scope(x, earlier, beta, self._share) if not own or self._both else b""
+        rest = self._rest(x, earlier, beta)
         if self._personal is None or not self._both:
-            return Question(shared or self._scope(x, earlier, beta, "key"), text)
+            return Question(self._scope(x, "key" if own else self._share, rest), text)
         # "How do I block my card?" and "how does one block a card?" are one intent. What was answered to a question about
         # the one who asks goes to its own key alone; but that key may have both, whichever way it asks.
-        mine = self._scope(x, earlier, beta, "key")
+        shared, mine = self._scope(x, self._share, rest), self._scope(x, "key", rest)
         return Question(mine, text, shared) if own else Question(shared, text, mine)
 
-    def _scope(self, x: Exchange, earlier: list[msgspec.Raw], beta: bytes, share: str) -> bytes:
+    def _scope(self, x: Exchange, share: str, rest: bytes) -> bytes:
         who = x.principal
         assert who is not None
         owner = {"key": f"key:{who.tenant}:{who.name}", "tenant": f"tenant:{who.tenant}", "route": "route"}[share]
-        said = joined(
-            self._partition,
-            owner.encode(),
+        return hashlib.sha256(joined(self._partition, owner.encode()) + rest).digest()[:16]
+
+    def _rest(self, x: Exchange, earlier: list[msgspec.Raw], beta: bytes) -> bytes:
+        """What else decides about the answer."""
+        return joined(
             x.surface.name.encode(),
             beta,
             self._facts(x) if self._facts is not None else b"",
             canonical(x.body, self._skip),
             canonical(b'{"m":[%b]}' % b",".join(map(bytes, earlier)), []) if earlier else b"",
         )
-        return hashlib.sha256(said).digest()[:16]
 
 
 def _any_of(words: Sequence[str]) -> re.Pattern[str] | None:
