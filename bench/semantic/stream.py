@@ -52,7 +52,6 @@ class Part(NamedTuple):
     sight: wordings.Sight
     scale: wordings.Scale
     marks: list[float]
-    lows: list[float]
 
 
 def main() -> None:
@@ -84,25 +83,18 @@ def main() -> None:
         others = folds[seen.asked] != k
         scale = wordings.scale_of(seen, others)
         mine = wordings.Seen(*(column[others] for column in seen))
-        scores = scale.scores(mine.numbers)
-        marks = wordings.marks_of(mine, scores)
-
-        def first(asked: np.ndarray, nearest: np.ndarray, model: Any = shallow.model) -> np.ndarray:
-            numbers = np.concatenate([numbers_of(i, j) for i, j in zip(asked.tolist(), nearest.tolist(), strict=True)])
-            return np.array(model.predict(numbers_for(FAQ, False, numbers)))
-
-        parts.append(Part(shallow, wordings.Sight(texts, turn), scale, marks, wordings.lows_of(mine, scores, marks, first)))
+        marks = wordings.marks_of(mine, scale.scores(mine.numbers))
+        parts.append(Part(shallow, wordings.Sight(texts, turn), scale, marks))
     # What is kept depends on what was served, so each rate is a run of its own.
     for rate in SHOWN:
         at = RATES.index(rate)
         for both in (False, True):
             kept = np.zeros(len(order), int)
-            count = right = wrong = twice = 0
+            count = right = wrong = 0
             for n, i in enumerate(order, 1):
                 found = -1
                 if count:
-                    found, again = served(texts, parts[folds[i]], numbers_of, i, kept[:count], at, both)
-                    twice += again
+                    found = served(texts, parts[folds[i]], numbers_of, i, kept[:count], at, both)
                 if found < 0:
                     kept[count] = i
                     count += 1
@@ -110,22 +102,18 @@ def main() -> None:
                     right += texts.intent[found] == texts.intent[i]
                     wrong += texts.intent[found] != texts.intent[i]
                 if n in (3000, len(order)):
-                    looks = f"both looks ({100 * twice / n:.0f} % twice)" if both else "first look"
+                    looks = "second look" if both else "first look"
                     print(f"wanted {100 * rate:g} %, {looks}: right {100 * right / n:.1f} %, wrong/all {100 * wrong / n:.2f} % of {n}", flush=True)
 
 
-def served(texts: wordings.Texts, part: Part, numbers_of: Any, i: int, kept: np.ndarray, at: int, both: bool) -> tuple[int, bool]:
-    """Whose answer is given (-1: nobody's), and whether there was a second look."""
+def served(texts: wordings.Texts, part: Part, numbers_of: Any, i: int, kept: np.ndarray, at: int, both: bool) -> int:
+    """Whose answer is given; -1: nobody's."""
+    if both:
+        row = part.sight.look_at(i, kept)
+        return row.best if part.scale.scores(np.array([row.numbers]))[0] >= part.marks[at] else -1
     nearest = int(kept[(texts.static[kept] @ texts.static[i]).argmax()])
-    _, threshold, _, sure = part.shallow.rates[at]
     raw = part.shallow.model.predict(numbers_for(FAQ, False, numbers_of(i, nearest)))[0]
-    if raw >= (sure if both else threshold):
-        return nearest, False
-    if not both or raw < part.lows[at]:
-        return -1, False
-    row = part.sight.look_at(i, kept)
-    score = part.scale.scores(np.array([row.numbers]))[0]
-    return (row.best if score >= part.marks[at] else -1), True
+    return nearest if raw >= part.shallow.rates[at][1] else -1
 
 
 if __name__ == "__main__":

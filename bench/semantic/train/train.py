@@ -11,19 +11,17 @@ out of fold that `exam.py` reads. About 10 minutes on one core, most of it MiniL
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 import lexicon as lexicons
 import numpy as np
 import wordings
 from deep import Deep
-from fit import FAQ, STRICT, fit_both, numbers_for
+from fit import FAQ, STRICT, fit_both
 from forest import verifier_bytes
 from gather import gather, intents
 from generate import Words
 
 from turnout.twin.meaning import Lexicon
-from turnout.twin.parts.pairs import features
 
 SEED = 1
 
@@ -53,23 +51,15 @@ def main() -> None:
         np.savez(given.work / f"folded-{profile.name}.npz", keys=keys, shallow=shallow.scores[trained], deep=deep.scores[trained])
         for name, fitted in (("tier 1", shallow), ("tier 2", deep)):
             print(version, name, " ".join(f"{100 * rate:g}%:{threshold:.4f}" for rate, threshold, *_ in fitted.rates))
-    (given.out / "intents.bin").write_bytes(second_look(given.data, lexicon, minilm, shallow.model))
+    (given.out / "intents.bin").write_bytes(second_look(given.data, lexicon, minilm))
 
 
-def second_look(data: Path, lexicon: Lexicon, minilm: Deep, model: Any) -> bytes:
-    """Of `faq`. `model`: its first look."""
+def second_look(data: Path, lexicon: Lexicon, minilm: Deep) -> bytes:
+    """Of `faq`."""
     pairs = known(data)
     said = {text: lexicon.parse(text) for text, _ in pairs}
     minilm.add(said)
-    texts = wordings.texts_of(pairs, said, minilm.of([text for text, _ in pairs]))
-
-    def first(asked: np.ndarray, nearest: np.ndarray) -> np.ndarray:
-        cosines = (texts.static[asked] * texts.static[nearest]).sum(1).tolist()
-        names = zip(asked.tolist(), nearest.tolist(), cosines, strict=True)
-        numbers = [features(said[texts.names[i]], said[texts.names[j]], cosine, 0.0) for i, j, cosine in names]
-        return np.array(model.predict(numbers_for(FAQ, False, np.array(numbers))))
-
-    return wordings.intents_file(texts, first, SEED)
+    return wordings.intents_file(wordings.texts_of(pairs, said, minilm.of([text for text, _ in pairs])), SEED)
 
 
 def known(data: Path) -> list[tuple[str, str]]:

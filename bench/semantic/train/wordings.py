@@ -29,7 +29,6 @@ CROWDS = (0.0, 0.01, 0.02, 0.03, 0.04, 0.05)  # what `crowd` may weigh, to be as
 SIZES = (LEAST_KEPT, 300, 1000, 2000, 3500, 10**9)  # between which that is compared
 WEIGHED_BY = (0.0025, 0.005, 0.01)  # the rates at which it is to give many hits
 LEAST_PLAIN = 0.8  # MiniLM's cosine from which on a candidate counts in the score's scale: far ones are wrong anyway
-MISSED = 0.005  # of the right hits, that not looking twice at what the first look scores low may cost
 
 
 class Texts(NamedTuple):
@@ -68,7 +67,6 @@ class Seen(NamedTuple):
     plain: Any  # MiniLM's cosine
     asked: Any  # places of texts
     best: Any
-    nearest: Any  # by the static vectors
 
 
 def texts_of(pairs: list[tuple[str, str]], said: dict[str, Any], deep: np.ndarray) -> Texts:
@@ -115,7 +113,7 @@ class Sight:
         best = few[inner.argmax()]
         numbers = (inner.max(), shortness(int(min(texts.content[i], texts.content[best]))), crowd(len(kept)))
         plain = texts.deep[best] @ texts.deep[i]
-        return Seen(numbers, texts.intent[i] == texts.intent[best], plain, i, int(best), kept[cosines.argmax()])
+        return Seen(numbers, texts.intent[i] == texts.intent[best], plain, i, int(best))
 
 
 def folds_of(texts: Texts, seed: int) -> tuple[list[np.ndarray], np.ndarray]:
@@ -212,23 +210,13 @@ def marks_of(seen: Seen, scores: np.ndarray) -> list[float]:
     return np.minimum.accumulate(marks).tolist()
 
 
-def lows_of(seen: Seen, scores: np.ndarray, marks: list[float], first: Any) -> list[float]:
-    """`first(asked, nearest)`: the first look's scores of these texts."""
-    hits = np.flatnonzero(seen.right & (scores >= marks[-1]))
-    hits = hits[:: max(1, len(hits) // 8000)]
-    low = first(seen.asked[hits], seen.nearest[hits])
-    return [float(np.quantile(low[scores[hits] >= mark], MISSED)) if (scores[hits] >= mark).any() else 2.0 for mark in marks]
-
-
-def file_of(turn: np.ndarray, scale: Scale, marks: list[float], lows: list[float]) -> bytes:
-    rates = b"".join(struct.pack("<3d", *row) for row in zip(RATES, marks, lows, strict=True))
+def file_of(turn: np.ndarray, scale: Scale, marks: list[float]) -> bytes:
+    rates = b"".join(struct.pack("<2d", *row) for row in zip(RATES, marks, strict=True))
     return MAGIC + struct.pack("<H", len(RATES)) + rates + struct.pack("<4d", scale.base, *scale.weights) + triangle_of(turn).tobytes()
 
 
-def intents_file(texts: Texts, first: Any, seed: int) -> bytes:
-    """The file that ships. `first`: as of `lows_of`."""
+def intents_file(texts: Texts, seed: int) -> bytes:
+    """The file that ships."""
     seen = judged(texts, *folds_of(texts, seed), seed)
     scale = scale_of(seen, np.ones(len(seen.right), bool))
-    scores = scale.scores(seen.numbers)
-    marks = marks_of(seen, scores)
-    return file_of(turn_of(texts), scale, marks, lows_of(seen, scores, marks, first))
+    return file_of(turn_of(texts), scale, marks_of(seen, scale.scores(seen.numbers)))

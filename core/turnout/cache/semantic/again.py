@@ -58,9 +58,11 @@ class Again:
 
     def on_scale(self, spec: Semantic, raw: float) -> float:
         """A score of the first look on the scale of that bar. Where another look follows, the first serves only what is surer
-        than what it would serve alone: both share one rate."""
+        than what it would serve alone: both share one rate. With `faq` it then serves nothing: the second may spend it all."""
         if not self.looks(spec):
             return raw
+        if spec.profile == "faq":
+            return 0.0
         return float(raw + self.threshold(spec) - models.verifier(spec.profile).sure(spec.max_false_hit_rate))
 
     async def look(self, x: Exchange, asked: "Asked", item: Item) -> Item | None:
@@ -69,7 +71,8 @@ class Again:
         spec, rate = asked.spec, asked.spec.max_false_hit_rate
         deep = self._deep() if spec.deep != "off" else None
         verifier = models.verifier(spec.profile)
-        low = models.intents().low(rate) if spec.profile == "faq" else verifier.low(rate)
+        # With `faq` the vector is made whatever comes: if this is no hit, the question is kept with it.
+        low = 0.0 if spec.profile == "faq" else verifier.low(rate)
         if deep is None or asked.raw < low:
             return None
         began = self._now()

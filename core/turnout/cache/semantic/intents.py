@@ -28,8 +28,8 @@ class Found(NamedTuple):
 
 
 class Intents:
-    """Reads the file (little endian): the magic; u16 how many rates, and of each one f64 wrong of all requests, the
-    threshold of this look's score, the score of the first look below which this one is not asked for; f64 the base and the
+    """Reads the file (little endian): the magic; u16 how many rates, and of each one f64 wrong of all requests and the
+    threshold of the score; f64 the base and the
     weights of the cosine, of the words and of how many are kept; the lower triangle of a symmetric matrix in float16. Raises ValueError when
     `data` is not one."""
 
@@ -37,8 +37,8 @@ class Intents:
         try:
             (count,) = struct.unpack_from("<H", data, len(MAGIC))
             at = len(MAGIC) + 2
-            self._rates = [struct.unpack_from("<3d", data, at + 24 * i) for i in range(count)]
-            at += 24 * count
+            self._rates = [struct.unpack_from("<2d", data, at + 16 * i) for i in range(count)]
+            at += 16 * count
             self._base, self._cosine, self._content, self._kept = struct.unpack_from("<4d", data, at)
             self._turn = full(numpy.frombuffer(data, "<f2", -1, at + 32))
         except (struct.error, ValueError) as wrong:
@@ -48,14 +48,8 @@ class Intents:
 
     def threshold(self, rate: float) -> float:
         """From which score on this look serves: of the largest known rate up to `rate`."""
-        return self._of(rate)[1]
-
-    def low(self, rate: float) -> float:
-        """The score of the first look below which this one is not worth its cost."""
-        return self._of(rate)[2]
-
-    def _of(self, rate: float) -> tuple[float, ...]:
-        return max((row for row in self._rates if row[0] <= rate + 1e-12), default=(0.0, 2.0, 2.0))
+        found = [mark for of, mark in self._rates if of <= rate + 1e-12]
+        return float(found[-1]) if found else 2.0
 
     def turned(self, vector: bytes) -> bytes:
         """MiniLM's vector (384 float32) as this look compares it, of unit norm. 40 us."""
