@@ -5,21 +5,35 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
+from support import lanes  # noqa: E402
 from support.gateway import Gateway  # noqa: E402
 from turnout import native  # noqa: E402
 
 # Every flow, fault and surface test runs on each of these.
 ENGINES = ("granian",) if native.Engine is None else ("granian", "native")
+# Without its limit of 200 ms for an example, which a loaded machine does not keep.
+hypothesis.settings.register_profile("turnout", hypothesis.settings.default, deadline=None)
+hypothesis.settings.load_profile("turnout")
 SHARED = HERE.parent.parent / "shared"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="run the long forms of the tests")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    lanes.open_lanes(config)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    lanes.configure(config)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -1,6 +1,8 @@
-"""telemetry: the record of a request, the ring that takes it to the recorder, the metrics."""
+"""telemetry: the record of a request, the metrics, and what the recorder makes of records."""
 
 import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -8,10 +10,14 @@ from cases import Case
 from cases import test_speed as test_speed
 
 from turnout.exchange import Attempt, Exchange, Principal, Surface, Usage
+from turnout.recorder import LogSettings, Recorder, Settings
+from turnout.telemetry.log import Requests
 from turnout.telemetry.metrics import Metrics
+from turnout.telemetry.record import encode, of
 from turnout.telemetry.ring import Ring
 
 CHAT = Surface("chat", "/v1/chat/completions", "/chat/completions", ("messages",), True, "chat")
+ROW = 489  # bytes
 
 
 def exchange() -> Exchange:
@@ -30,15 +36,28 @@ def exchange() -> Exchange:
     return x
 
 
-def ring() -> Callable[[], list[bytes]]:
-    """Ten records of a usual size in, and out again; the ring wraps on the way."""
-    memory = os.memfd_create("bench")
-    through, records = Ring(memory, 1 << 14), [bytes([i]) * 400 for i in range(10)]
+class Nowhere:
+    dropped = 0
 
-    def work() -> list[bytes]:
-        for one in records:
-            through.put_nowait(one)
-        return through.take_nowait()
+    def put(self, line: bytes) -> None:
+        pass
+
+
+def recorder(requests: Requests, n: int) -> Callable[[], tuple[int, int]]:
+    """One turn of the recorder over a ring with `n` records as `exchange` leaves them; the bytes of rows it wrote."""
+    memory, folder, x, said = os.memfd_create("bench"), tempfile.mkdtemp(), exchange(), Nowhere()
+    ring = Ring(memory)
+    for _ in range(n):
+        ring.put_nowait(encode(of(x, 0)))
+    made = Recorder(Settings(folder, [memory], log=LogSettings(requests)), said, said)
+    made.pump(1)
+    file = os.open(f"{folder}/ledger/2023-11-14.jsonl", os.O_RDWR)
+    shutil.rmtree(folder)  # the recorder has it open, and what it has open is ours alone
+
+    def work() -> tuple[int, int]:
+        os.ftruncate(file, 0)
+        os.pwrite(memory, bytes(8), 8)  # the ring's second word: nothing of it was read
+        return made.pump(1), os.fstat(file).st_size
 
     return work
 
@@ -61,6 +80,8 @@ def observed(metrics: Metrics) -> bool:
 
 
 CASES = [
-    Case("telemetry.ring 10 records", ring, lambda got: got == [bytes([i]) * 400 for i in range(10)], 60),
+    Case("recorder 200 records, errors logged", lambda: recorder("errors", 200), lambda got: got == (200, 200 * ROW), 10),
+    Case("recorder 200 records, all logged", lambda: recorder("all", 200), lambda got: got == (200, 200 * ROW), 10),
+    Case("recorder 1 record, errors logged", lambda: recorder("errors", 1), lambda got: got == (1, ROW), 60),
     Case("telemetry.metrics observe and record", observe, observed),
 ]

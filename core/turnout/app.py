@@ -21,12 +21,14 @@ from .cache.tier import Tier
 from .catalog import Catalog, patience_ms
 from .clock import SystemClock
 from .config.model import Config, RouteConfig
-from .config.version import facts_of, version_of
+from .config.version import facts_of, heeds_headers, version_of
+from .embedding import Embeddings
 from .exchange import Receive, Route, Send, Target
 from .flow import Flow
 from .ingress import sharing
 from .ingress.caller import Callers
 from .ingress.endpoints import Endpoints
+from .ingress.incoming import Incoming
 from .ingress.lifespan import lifespan
 from .ingress.question import Question, answer
 from .route.lasting import Lasting
@@ -67,12 +69,15 @@ class App:
         make_client: Callable[[asyncio.AbstractEventLoop, Callable[[], int]], Any] = Client,
         window: Callable[[str], Cells | None] = lambda name: None,
         board: Tier | None = None,
+        tell: Callable[[str, Any], None] = lambda kind, value: None,
     ) -> None:
-        """`board`: what the workers of this host share their caches through. `window(name)`: cells for this name that all workers count in; None where there are none to share."""
+        """`board`: what the workers of this host share their caches through. `tell(kind, value)`: the supervisor, see ingress/control.py. `window(name)`: cells for this name that all workers count in; None where there are none to share."""
         self._loop = asyncio.get_running_loop()
         self._clock = SystemClock()
         self._rng = Random()
         self._worker = worker
+        self._tell_supervisor = tell
+        self._window = window
         self._ring = ring
         self._dev = dev
         self.metrics = Metrics(ring, worker)
@@ -82,10 +87,12 @@ class App:
         self.shelf = Shelf(config.cache, board)
         self._depot: Depot | None = None
         self.room: Room | None = None  # the semantic cache, once a route has one
+        self._embeddings = Embeddings(self._clock, self.metrics.observe, self.metrics)
         self._ending: list[asyncio.Task[None]] = []
         flow = self._build(config, version, simulators or {})
-        sample = self._sample(config)
+        sample = config.traced_share
         self.endpoints = Endpoints(flow, self._clock, self.callers, self._rng, sample)
+        self.direct = self.endpoints.serve  # what engine native calls instead
         self._timer: asyncio.TimerHandle | None = None
         self._drain_until = 0.0
         self._tick()
@@ -96,7 +103,7 @@ class App:
         # Not a coroutine itself: a frame less on every resumption of every request.
         kind = scope["type"]
         if kind == "http":
-            return self.endpoints.http(scope, receive, send)
+            return self.endpoints.serve(Incoming(scope, receive, send))
         if kind == "lifespan":
             return lifespan(receive, send, None, self.finish)
         raise ValueError(f"{kind} connections are not served")
@@ -120,7 +127,7 @@ class App:
         self.client.retire(before)
         self.endpoints.flow = flow
         self.shelf.memory.resize(*config.cache.bounds)
-        self.endpoints.sample = self._sample(config)
+        self.endpoints.sample = config.traced_share
         self.callers.body_ns = config.listen.body_timeout_ms * 1_000_000
 
     def drain(self, seconds: float) -> None:
@@ -166,6 +173,9 @@ class App:
                 clock=self._clock,
                 rng=self._rng,
                 counts=self.metrics,
+                say=lambda text: self._tell_supervisor("note", text),
+                told=lambda: self._tell_supervisor("news", None),
+                window=self._window,
             )
         self.room.resize(config.cache)
         return self.room.lookup
@@ -194,6 +204,7 @@ class App:
         out.update(self._lasting.seen(now))
         if self.room is not None:
             out.update(self.room.seen())
+        out.update(self._embeddings.seen())
         return out
 
     def explain(self, question: Question) -> dict[str, Any]:
@@ -209,11 +220,6 @@ class App:
 
     # ---- building
 
-    @staticmethod
-    def _sample(config: Config) -> float:
-        traces = config.telemetry.traces
-        return traces.sample if traces.endpoint else 0.0
-
     def _build(self, config: Config, version: int, simulators: dict[str, str]) -> Flow:
         catalog = Catalog.builtin().with_overrides(config.models) if config.models else Catalog.builtin()
         accounts = {name: self._accounts(name, spec, simulators) for name, spec in config.providers.items()}
@@ -226,7 +232,13 @@ class App:
             looked_at += LOOKED_AT_TOO
         reader = RequestReader((*looked_at, *{name for spec in config.routes for name in spec.set}))
         routes = [
-            self._route(spec, config, reader.names, tuple(targets(t, spec) for t in leaves(spec)))
+            self._route(
+                spec,
+                config,
+                reader.names,
+                tuple(targets(t, spec) for t in leaves(spec)),
+                endpoint=self._embeddings.of(config.embedding_of(spec), config.providers, accounts, catalog),
+            )
             for spec in config.routes
         ]
         direct = {}
@@ -253,6 +265,7 @@ class App:
             tier=self.shelf.tier(self.depot(config)) if looked_at else None,
             lookup=self._lookup(config),
             meter=self.metrics,
+            heeds_headers=any(map(heeds_headers, config.routes)),
         )
 
     def _accounts(
@@ -326,6 +339,7 @@ class App:
         names: Sequence[str],
         groups: tuple[tuple[Target, ...], ...],
         strip_prefix: bool = False,
+        endpoint: Any = None,
     ) -> Route:
         stream = spec.stream
         if stream.on_failure == "restart" and stream.restart_window is None:
@@ -350,7 +364,7 @@ class App:
             sets=sets,
             header=(b"x-turnout-route", header_value(spec.name)),
             strip_prefix=strip_prefix,
-            cache=Policy(asks, names, version_of(spec, config), sets, facts_of(spec)) if asks is not None else None,
+            cache=asks and Policy(asks, names, version_of(spec, config), sets, facts_of(spec), endpoint),
         )
 
 

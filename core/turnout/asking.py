@@ -15,7 +15,7 @@ from .account.cost import cost_nanos, estimate
 from .catalog import Catalog, patience_ms
 from .clock import Clock
 from .errors import UPSTREAM, Fault
-from .exchange import Attempt, Exchange, Target, Usage
+from .exchange import Attempt, Exchange, Route, Target, Usage
 from .route.attempts import Attempts, Try
 from .route.began import Began
 from .route.stage import Routes
@@ -42,13 +42,19 @@ class Asking:
         self.now = clock.now_ns
         self._rng = rng
 
-    def course(self, x: Exchange, targets: Sequence[Target] | None = None, now_ns: int = 0) -> Attempts:
+    def course(self, x: Exchange, targets: Sequence[Target] | None = None) -> Attempts:
         route = x.route
         assert route is not None
-        ranked = self._routes.rank(route, x, now_ns or self.now()) if targets is None else targets
+        if targets is None:
+            targets = self.ranked(x, route, self.now())
+        return Attempts(targets, route.retries_max, route.budget, x.deadline_ns, self._rng)
+
+    def ranked(self, x: Exchange, route: Route, now: int) -> Sequence[Target]:
+        """The route's targets, best first."""
+        targets = self._routes.rank(route, x, now)
         if route.cache is not None and x.wanted is None:
-            x.wanted = ranked[0].model or x.own_model
-        return Attempts(ranked, route.retries_max, route.budget, x.deadline_ns, self._rng)
+            x.wanted = targets[0].model or x.own_model
+        return targets
 
     async def attempts(
         self,
@@ -61,16 +67,25 @@ class Asking:
         route = x.route
         assert route is not None
         now = self.now()
-        course = course or self.course(x, None, now)
+        if course is not None:
+            targets = course.targets
+        else:
+            targets = self.ranked(x, route, now)
+            # What nearly every request begins with, and ends with: a course is only made where that does not serve.
+            index, why = 0, "first"
+            if now >= x.deadline_ns or not targets[0].health.starts(now):
+                course = self.course(x, targets)
         while True:
-            step = course.next(now)
-            if step is None:
-                raise course.verdict(now)
-            if not isinstance(step, Try):  # asked this way it takes a third of the time
-                now = await self.pause(x, step.until_ns, now)
-                continue
-            target = course.targets[step.index]
-            attempt = Attempt(target.provider, target.account, target.model or x.own_model, cause or step.cause, now)
+            if course is not None:
+                step = course.next(now)
+                if step is None:
+                    raise course.verdict(now)
+                if not isinstance(step, Try):  # asked this way it takes a third of the time
+                    now = await self.pause(x, step.until_ns, now)
+                    continue
+                index, why = step.index, step.cause
+            target = targets[index]
+            attempt = Attempt(target.provider, target.account, target.model or x.own_model, cause or why, now)
             x.attempts.append(attempt)
             stats = target.stats
             if stats is not None:
@@ -81,7 +96,10 @@ class Asking:
                 began_ns, now = x.attempts[-1].started_ns, self.now()
                 self.waited(x, now - began_ns)
                 self.failed(target, x.attempts[-1], began if stats is not None else None, fault, now)
-                course.failed(step.index, fault, now)
+                if course is None:
+                    course = self.course(x, targets)
+                    course.began()
+                course.failed(index, fault, now)
                 continue
             except BaseException:
                 self.gone(target, x.attempts[-1], began if stats is not None else None)

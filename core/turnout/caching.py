@@ -113,7 +113,7 @@ class Caching:
     async def _give_near(self, x: Exchange, caller: Caller, entry: Entry, asked: Any) -> bool:
         """The answer to another question that asks the same."""
         own_key, x.cache_key = x.cache_key, entry.digest[:8].hex()
-        given = await self._give(x, caller, entry, f"{NEAR};sim={asked.cosine:.2f}")
+        given = await self._give(x, caller, entry, f"{NEAR};sim={asked.sim:.2f}")
         if not given:
             x.cache_key = own_key
         return given
@@ -151,7 +151,6 @@ class Caching:
             headers.append(NOTHING)
         elif x.metadata:
             body += self._marks.closing(x, None)
-        headers.append((b"content-length", b"%d" % len(body)))
         x.status = 200
         self._joining.outcome(x)
         self._joining.saved(x)

@@ -228,8 +228,7 @@ class Elsewhere:
             (b"x-turnout-model", entry.served_model.encode()),
         ]
         if not x.stream:
-            length = (b"content-length", b"%d" % len(entry.body))
-            headers = [(b"content-type", b"application/json"), length, *names, *self._marks.headers(x, None)]
+            headers = [(b"content-type", b"application/json"), *names, *self._marks.headers(x, None)]
             x.bytes_out = len(entry.body)
             await flight.reply(200, [*headers, (b"x-turnout-cost-usd", usd(0).encode())], entry.body)
             return

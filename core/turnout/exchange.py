@@ -3,7 +3,7 @@
 Rooms on one level do not know each other. What two of them share is a field here, or a Protocol written by the room that needs it.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -187,8 +187,8 @@ class Exchange(msgspec.Struct, kw_only=True):
     spans: tuple[int, ...] = ()  # where the fields of wire.fields lie in the body
     assemble: bool = False  # it wants the answer whole, but the upstream is asked to stream
     asked_usage: bool = False  # the client itself asked for stream_options.include_usage
-    forward: Headers = []  # client headers that may go upstream
-    headers: Headers = []  # all of the client's; policies may look at them
+    forward: Sequence[tuple[bytes, bytes]] = ()  # client headers that may go upstream
+    headers: Sequence[tuple[bytes, bytes]] = ()  # all of the client's, where conditions look at them
     wishes: tuple[tuple[bytes, bytes], ...] = ()  # those of them that say something of the cache
     asked_route: str = ""  # x-turnout-route
     metadata: bool = False  # x-turnout-metadata: a stream closes with an event that says what it cost
@@ -229,7 +229,7 @@ class Exchange(msgspec.Struct, kw_only=True):
     finish: str = ""
     config_version: int
     attempts: list[Attempt] = []  # as they began; but of two that raced the one that goes on stands last
-    cuts: list[Cut] = []
+    cuts: Sequence[Cut] = ()
     saved: Saved | None = None
 
     @property

@@ -55,6 +55,7 @@ class Caller(Protocol):
     def body_nowait(self, most: int) -> bytes | None: ...
     async def read_body(self, most: int) -> bytes: ...
     async def start(self, status: int, headers: Headers) -> None: ...
+    # A whole answer. Its content-length is the caller's to say.
     def reply_nowait(self, status: int, headers: Headers, body: bytes) -> bool: ...
     async def reply(self, status: int, headers: Headers, body: bytes) -> None: ...
     async def send(self, data: bytes, more: bool) -> None: ...
@@ -82,8 +83,10 @@ class Flow:
         tier: Tier | None,
         lookup: Any,
         meter: Meter,
+        heeds_headers: bool,
     ) -> None:
         self.version = version
+        self.heeds_headers = heeds_headers
         self.keyring = keyring
         self.routes = routes
         self._reader = reader
@@ -158,7 +161,8 @@ class Flow:
     def route(self, x: Exchange) -> Route:
         """Which route, and by when it must be over."""
         x.route = route = self.routes.find(x)
-        x.assemble = route.assemble and not x.stream and x.surface.can_stream
+        if route.assemble and not x.stream and x.surface.can_stream:  # a field is cheap to read and dear to set
+            x.assemble = True
         if len(x.body) > route.max_body_bytes:
             raise Fault("too_large", f"the request body is over this route's limit of {route.max_body_bytes} bytes")
         total_ms = min(route.total_ms, x.timeout_ms) if x.timeout_ms else route.total_ms
@@ -183,11 +187,10 @@ class Flow:
             headers = [(b"content-type", call.media_type or b"application/json")]
             if call.encoding:
                 headers.append((b"content-encoding", call.encoding))
-        headers.append((b"content-length", b"%d" % len(body)))
         if passed:
-            for pair in passed:  # a list comprehension is a call
-                if pair[0] in TO_CLIENT:
-                    headers.append(pair)
+            for name, value in passed:  # a list comprehension is a call
+                if name in TO_CLIENT:
+                    headers.append((name, value))
         x.head_ns = self._now()
         headers += self.marks.headers(x, target)
         if x.attempts[-1].priced:  # no figure says less than a wrong one
@@ -255,7 +258,8 @@ class Flow:
         """A whole answer, where the server takes it at once. False: `caller.reply` is to be awaited."""
         x.committed = True
         x.bytes_out = len(body)
-        x.head_ns = x.head_ns or self._now()
+        if not x.head_ns:
+            x.head_ns = self._now()
         return caller.reply_nowait(status, headers, body)
 
     async def reply(self, x: Exchange, reply: Reply, caller: Caller) -> None:
@@ -272,7 +276,7 @@ class Flow:
             return
         x.status = fault.status
         body = fault.to_body()
-        headers: Headers = [JSON_HEADER, (b"content-length", b"%d" % len(body))]
+        headers: Headers = [JSON_HEADER]
         headers += self.marks.headers(x, None)
         headers += fault.headers
         if fault.retry_after_s is not None and fault.status in (429, 503):

@@ -114,7 +114,7 @@ async def hedged(asking: Asking, x: Exchange, course: Attempts | None = None) ->
     assert route is not None
     hedge = route.hedge
     now = asking.now()
-    course = course or asking.course(x, None, now)
+    course = course or asking.course(x)
     if not x.attempts:
         hedge.purse.earned(now)
     while True:

@@ -12,28 +12,38 @@ try:
     from . import _native as _source
 
     _built: Any = _source
-except ImportError as exc:
+except ModuleNotFoundError:
     _built = None
-    missing = str(exc) if "TURNOUT_PURE" in str(exc) else "the extension was not built (no cargo at install time?)"
+    missing = "the extension was not built (no cargo at install time?)"
+except ImportError as exc:  # switched off; or it is there and does not load: of another Python, without its memory
+    _built = None
+    missing = str(exc)
 
 if _built is not None:
     Counters: Any = _built.Counters
     FieldScanner: Any = _built.FieldScanner
+    HeadReader: Any = _built.HeadReader
+    KeyTable: Any = _built.KeyTable
     Lexicon: Any = _built.Lexicon
     Said: Any = _built.Said
     StreamScanner: Any = _built.StreamScanner
     Tally: Any = _built.Tally
     Verifier: Any = _built.Verifier
     canonical: Any = _built.canonical
-    ledger_rows: Any = _built.ledger_rows
+    ledger_batch: Any = _built.ledger_batch
+    nearest_rows: Any = _built.nearest_rows
     read_answer: Any = _built.read_answer
     read_usage: Any = _built.read_usage
+    row_of: Any = _built.row_of
 else:
     from .twin.answer import read_answer, read_usage  # noqa: F401
     from .twin.canonical import canonical  # noqa: F401
     from .twin.counters import Counters  # noqa: F401
+    from .twin.head import HeadReader  # noqa: F401
+    from .twin.keys import KeyTable  # noqa: F401
     from .twin.meaning import Lexicon, Said, Verifier  # noqa: F401
-    from .twin.rows import ledger_rows  # noqa: F401
+    from .twin.near import nearest_rows, row_of  # noqa: F401
+    from .twin.rows import ledger_batch  # noqa: F401
     from .twin.scan import FieldScanner  # noqa: F401
     from .twin.sse import StreamScanner  # noqa: F401
     from .twin.tally import Tally  # noqa: F401

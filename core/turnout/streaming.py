@@ -198,7 +198,7 @@ class Passage:
             self._blame(fault, now)
         self._take_stock()
         record = Cut(attempt.provider, "", len(cut.said), fault.reason, "terminated", now)
-        x.cuts.append(record)
+        x.cuts = [*x.cuts, record]
         command = cut.on(BROKE)
         if command in (ERROR, OPEN_NEXT):
             return fault
@@ -390,5 +390,5 @@ async def assemble(asking: Asking, x: Exchange) -> tuple[bytes, Relay, Target]:
                 return body, passage.relay, passage.target
             fault = Fault("bad_answer", "the upstream's stream makes no answer")
             x.attempts[-1].reason = fault.reason
-        x.cuts.clear()
+        x.cuts = ()
         course.failed(index, fault, asking.now())

@@ -31,6 +31,8 @@ from .state.table import Cells, row
 from .telemetry import metrics
 from .telemetry.ring import Ring
 
+PREPARE_S = 0.2  # before the first connection, for what the semantic cache has on disk: 40 scopes of 10,000
+
 
 class Worker:
     def __init__(
@@ -43,6 +45,7 @@ class Worker:
         self._number = number
         self._first = first
         self._done = asyncio.Event()
+        self._writer: asyncio.StreamWriter | None = None
 
     async def run(self) -> None:
         first = self._first
@@ -59,10 +62,13 @@ class Worker:
             make_client=make_client,
             window=lambda name: row(cells, name),
             board=Board(first["board"]) if first["board"] else None,
+            tell=self._say,
         )
+        reader, self._writer = await asyncio.open_connection(sock=self._sock)
+        if app.room is not None:
+            await app.room.prepare(PREPARE_S)
         self._server = make_server(app)
         serving = asyncio.create_task(self._server.serve())
-        reader, self._writer = await asyncio.open_connection(sock=self._sock)
         # Everything made so far lives as long as the process: the collector need not look at it again. The threshold is
         # raised because a request makes many short-lived containers and no cycles.
         gc.collect()
@@ -77,7 +83,8 @@ class Worker:
         listening.cancel()
 
     def _say(self, kind: str, value: Any) -> None:
-        self._writer.write(control.pack(kind, value))
+        if self._writer is not None:
+            self._writer.write(control.pack(kind, value))
 
     async def _listen(self, reader: asyncio.StreamReader) -> None:
         while True:
@@ -104,6 +111,9 @@ class Worker:
             elif kind == "semantic":
                 room = self._app.room
                 self._say("answer", [value[0], room.told(value[1]) if room is not None else {}])
+            elif kind == "news":
+                if self._app.room is not None:
+                    self._app.room.look()
             elif kind == "purge":
                 self._purging = asyncio.create_task(self._purge(*value))
             elif kind == "drain":

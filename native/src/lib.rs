@@ -8,6 +8,8 @@ use pyo3::prelude::*;
 #[pymodule]
 fn _native(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_class::<kernels::counters::Counters>()?;
+    m.add_class::<kernels::head::HeadReader>()?;
+    m.add_class::<kernels::keys::KeyTable>()?;
     m.add_class::<kernels::scan::FieldScanner>()?;
     m.add_class::<kernels::meaning::Lexicon>()?;
     m.add_class::<kernels::meaning::Said>()?;
@@ -22,6 +24,8 @@ fn _native(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(kernels::canonical::canonical, m)?)?;
     m.add_function(wrap_pyfunction!(kernels::answer::read_answer, m)?)?;
     m.add_function(wrap_pyfunction!(kernels::answer::read_usage, m)?)?;
-    m.add_function(wrap_pyfunction!(kernels::rows::ledger_rows, m)?)?;
+    m.add_function(wrap_pyfunction!(kernels::near::nearest_rows, m)?)?;
+    m.add_function(wrap_pyfunction!(kernels::near::row_of, m)?)?;
+    m.add_function(wrap_pyfunction!(kernels::rows::ledger_batch, m)?)?;
     Ok(())
 }

@@ -157,7 +157,7 @@ def ledger(gateway: Gateway, request_id: str) -> list[Row]:
     """The rows of one request, once they are written."""
     gateway.logged(request_id)
     find = lambda: [r for r in rows(gateway.state) if r.request_id == request_id]
-    return list(gateway.wait_for(find, 5))
+    return list(gateway.wait_for(find))
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
@@ -283,7 +283,7 @@ def test_our_own_wrong_key_or_model_is_a_502_and_an_alert_and_nothing_leaks(
                     return dict(line)
         return None
 
-    found = gateway.wait_for(alert, 5)
+    found = gateway.wait_for(alert)
     assert found
     assert found["alert"] == ("model_not_found" if fault == "404" else "credential_refused")
     assert found["reason"] == fault
@@ -358,7 +358,7 @@ def test_a_rate_limit_sends_everybody_elsewhere_until_it_is_over(
             assert answer.headers["x-turnout-provider"].startswith("b")
             assert answer.elapsed.total_seconds() < 0.5
         assert a.requests == asked  # none reached it while it was cooling
-        back = gateway.wait_for(lambda: ask(client, model).headers["x-turnout-provider"].startswith("a"), 5)
+        back = gateway.wait_for(lambda: ask(client, model).headers["x-turnout-provider"].startswith("a"))
         assert back
         assert time.monotonic() - started > 1.8
 
@@ -476,7 +476,7 @@ def many(gateway: Gateway, a: FaultServer, count: int) -> None:
         lambda: len(gateway.log) - log_before >= count and {r["request_id"]: r for r in gateway.log[log_before:]}, 15
     )
     tries = sum(int(t) for _, t, _ in answers)
-    gateway.wait_for(lambda: len(list(rows(gateway.state))) - rows_before >= tries, 5)
+    gateway.wait_for(lambda: len(list(rows(gateway.state))) - rows_before >= tries)
     booked: dict[str, list[Row]] = {}
     for row in list(rows(gateway.state))[rows_before:]:
         booked.setdefault(row.request_id, []).append(row)

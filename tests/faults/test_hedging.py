@@ -10,12 +10,11 @@ from collections.abc import Callable, Iterator
 from http.client import HTTPConnection
 from typing import Any
 
-import httpx
 import pytest
 
 from faults.conftest import MODEL, Wire, ask, body, text_of
 from faults.server import TEXT, FaultServer, Seen
-from support.gateway import ADMIN_KEY, KEY, Gateway, config
+from support.gateway import KEY, Gateway, config
 from turnout.account.ledger import Row, rows
 
 HEDGE = {"budget": 0.5, "unknown_ms": 150, "least_ms": 150}
@@ -83,6 +82,7 @@ def written(gateway: Gateway, request_id: str) -> list[Row]:
     return list(Gateway.wait_for(lambda: [r for r in rows(gateway.state) if r.request_id == request_id]))
 
 
+@pytest.mark.alone
 def test_the_next_target_wins_and_the_first_is_closed_at_once(gateway: Gateway, pair: Pair) -> None:
     after: list[float] = []
     for _ in range(7):
@@ -209,7 +209,7 @@ def test_the_waiting_of_losers_moves_the_traffic(gateway: Gateway, pair: Pair) -
         answers = [ask(client, "learns", True) for _ in range(12)]
     assert [text_of(answer) for answer in answers] == [TEXT] * 12
     assert len(pair.seen("a", "learns")) - before <= 5, "after a few lost races nobody is sent there first"
-    report = httpx.get(gateway.admin_url + "/admin/routes/learns", headers={"authorization": f"Bearer {ADMIN_KEY}"}, trust_env=False).json()["workers"][0]
+    report = gateway.admin("/admin/routes/learns").json()["workers"][0]
     assert report["first"].startswith("b-learns")
     assert report["hedge"]["target"].startswith("a-learns")
     assert {line["breaker"] for line in report["order"]} == {"closed"}
@@ -241,6 +241,7 @@ def ttfts(gateway: Gateway, model: str, n: int, clients: int = 4) -> list[float]
     return sorted(took)
 
 
+@pytest.mark.alone
 def test_three_slow_starts_in_a_hundred_are_hedged_away(gateway: Gateway, pair: Pair) -> None:
     rng = random.Random(4)
 

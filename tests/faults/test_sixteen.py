@@ -116,12 +116,13 @@ def gateway(serve: Callable[..., Gateway], p: FaultServer, f: FaultServer, once:
     return serve(config(providers, routes))
 
 
-def served(gateway: Gateway, case: str, mode: str, answer: httpx.Response, took: float) -> None:
+def served(gateway: Gateway, case: str, mode: str, answer: httpx.Response, took: float, good: float) -> None:
+    """`good`: seconds that a request without a fault took on this machine just now."""
     c = CASES[case]
     name = name_of(case, mode)
     assert answer.status_code == 200, answer.text
     assert text_of(answer) == SIXTY
-    assert took < c.within, took
+    assert took < c.within + 2 * good, took
     request_id = answer.headers["x-request-id"]
     line = gateway.logged(request_id)
     assert line["error"] == ""
@@ -169,12 +170,15 @@ def test_the_whole_answer_every_time(gateway: Gateway) -> None:
         case, mode = job
         with gateway.client() as client:
             try:
+                good = 0.0
                 for _ in range(2):
+                    started = time.monotonic()
                     assert text_of(ask(client, "warm", stream=mode == "stream")) == SIXTY
+                    good = max(good, time.monotonic() - started)
                 started = time.monotonic()
                 more = {"stream_options": {"include_usage": True}} if mode == "stream" else {}
                 answer = ask(client, name_of(case, mode), stream=mode == "stream", **more)
-                served(gateway, case, mode, answer, time.monotonic() - started)
+                served(gateway, case, mode, answer, time.monotonic() - started, good)
             except Exception as e:
                 wrong.append(f"{case}, {mode}: {e!r}"[:600])
 

@@ -22,7 +22,9 @@ from turnout.account.ledger import Row, rows
 
 # Byte by byte costs a packet a byte: in CI for bodies up to this size only.
 SMALL_BYTES = 20_000
-AT_ONCE = 24
+# Byte by byte few are asked for at once: after the finish reason usage is waited for one second only (section 6), and an
+# answer that shares a loaded machine with 23 others takes longer for its last event.
+AT_ONCE = {"whole": 24, "odd": 24, "utf8": 24, "bytes": 3}
 READ_S = 120.0
 MODES = ("whole", "odd", "utf8", "bytes")
 OPTIONS = {"whole": "", "odd": "~chunk=odd", "utf8": "~chunk=utf8", "bytes": "~chunk=1"}
@@ -83,9 +85,9 @@ async def ask(gateway: Gateway, path: str, body: bytes) -> Got:
         writer.close()
 
 
-def ask_all(gateway: Gateway, asked: list[tuple[str, bytes]]) -> list[Got]:
+def ask_all(gateway: Gateway, asked: list[tuple[str, bytes]], mode: str = "whole") -> list[Got]:
     async def run() -> list[Got]:
-        free = asyncio.Semaphore(AT_ONCE)
+        free = asyncio.Semaphore(AT_ONCE[mode])
 
         async def one(path: str, body: bytes) -> Got:
             async with free:
@@ -181,7 +183,7 @@ def passed(request: pytest.FixtureRequest, direct: Gateway, recordings: list[Rec
     good = [r for r in recordings if r.status == 200 and not breaks_off(r)]
     if mode == "bytes" and not full:
         good = [r for r in good if len(r.body) <= SMALL_BYTES]
-    got = ask_all(direct, [("/v1" + PATHS[r.api], r.asking(f"up/r-{r.id}{OPTIONS[mode]}")) for r in good])
+    got = ask_all(direct, [("/v1" + PATHS[r.api], r.asking(f"up/r-{r.id}{OPTIONS[mode]}")) for r in good], mode)
     ids = {g.id for g in got}
 
     def logged() -> dict[str, dict[str, Any]]:

@@ -16,7 +16,7 @@ import pytest
 from test_cache import CHAT, MATE_KEY, OTHER_KEY, outcome
 from test_sdk import PRICES, booked
 
-from support.gateway import ADMIN_KEY, KEY, Gateway, config
+from support.gateway import ADMIN_KEY, KEY, TRUST, Gateway, config
 from support.scholar import Scholar
 
 FIRST, SAME, TRAP = "How do I cook rice?", "How can I cook rice?", "How do I cook rice in 20 minutes?"
@@ -74,7 +74,7 @@ def say(client: httpx.Client, own: list[dict[str, str]], text: Any, model: str =
 
 
 def by(gateway: Gateway, key: str) -> httpx.Client:
-    return httpx.Client(base_url=gateway.url, headers={"authorization": f"Bearer {key}"}, trust_env=False)
+    return httpx.Client(base_url=gateway.url, headers={"authorization": f"Bearer {key}"}, trust_env=False, verify=TRUST)
 
 
 def hits(found: httpx.Response) -> bool:
@@ -82,7 +82,7 @@ def hits(found: httpx.Response) -> bool:
 
 
 def semantic(gateway: Gateway) -> list[dict[str, Any]]:
-    found = httpx.get(gateway.admin_url + "/admin/cache/semantic", headers={"authorization": f"Bearer {ADMIN_KEY}"}, trust_env=False).json()
+    found = gateway.admin("/admin/cache/semantic").json()
     return [row for worker in found["workers"] for row in worker["namespaces"]]
 
 
@@ -232,7 +232,7 @@ def test_what_is_seen(gateway: Gateway, client: httpx.Client, own: Any) -> None:
     say(client, own, FIRST)
     say(client, own, SAME)
     say(client, own, TRAP)
-    text = httpx.get(gateway.admin_url + "/metrics", headers={"authorization": f"Bearer {ADMIN_KEY}"}, trust_env=False).text
+    text = gateway.admin("/metrics").text
     for line in ('turnout_semantic_total{route="fast",outcome="hit"}', 'turnout_cache_false_hit_rate{route="fast",tenant="key:tester",bound="high"}', 'outcome="hit-semantic"'):
         assert line in text
     rows = [row for row in semantic(gateway) if row["route"] == "fast" and row["tenant"] == "key:tester"]

@@ -37,13 +37,13 @@ def redis(tmp_path: Path) -> Iterator[RedisServer]:
 def host(engine: str, redis: RedisServer, a: FaultServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Gateway]]:
     running: list[Gateway] = []
 
-    def start() -> Gateway:
+    def start(**more: Any) -> Gateway:
         faults = {"late": "slow-head:ms=2500", "begun": "late-token:ms=2500", "quick": "ok"}
         routes = [
             {"name": name, "match": {"model": name}, "targets": [{"provider": name, "model": "gpt-4o-mini"}], "cache": {"exact": {"ttl_s": 600}}} for name in faults
         ]
         folder = tmp_path_factory.mktemp("host")
-        state = {"dir": str(folder / "state"), "redis": redis.url}
+        state = {"dir": str(folder / "state"), "redis": {"url": redis.url, **more}}
         data = config({name: a.at(fault) for name, fault in faults.items()}, routes, state=state)
         data["listen"]["workers"] = 2
         running.append(Gateway(data, engine=engine, folder=folder).start())
@@ -60,6 +60,10 @@ def outcome(gateway: Gateway, model: str, text: str) -> str:
     return answer.headers["x-turnout-cache"]
 
 
+# Where no deadline is tested a loaded machine does no harm.
+PATIENT = {"connect_ms": 2_000, "operation_ms": 2_000}
+
+
 def up(gateway: Gateway) -> bool:
     found = gateway.metrics()
     return found.get("turnout_redis_breaker_open") == 0
@@ -67,14 +71,14 @@ def up(gateway: Gateway) -> bool:
 
 def settled(gateway: Gateway) -> None:
     """Both workers have met Redis (a client is made with the config, and connects on its own)."""
-    assert Gateway.wait_for(lambda: up(gateway), 10)
+    assert Gateway.wait_for(lambda: up(gateway), 30)
     n = iter(range(1000))
 
     def shared() -> bool:
         text = f"settling {next(n)}"
         return [outcome(gateway, "quick", text) for _ in range(6)][1:] == ["hit-exact"] * 5
 
-    assert Gateway.wait_for(shared, 10)
+    assert Gateway.wait_for(shared, 30)
 
 
 @contextlib.contextmanager
@@ -89,13 +93,13 @@ def busy(processes: int) -> Iterator[None]:
             process.wait()
 
 
-@pytest.mark.parametrize("others", [0, 6], ids=["quiet", "busy"])
-def test_a_thousand_over_two_hosts_are_one_upstream_call(host: Callable[..., Gateway], a: FaultServer, others: int) -> None:
+@pytest.mark.parametrize("others", [0, pytest.param(6, marks=pytest.mark.alone)], ids=["quiet", "busy"])
+def test_a_thousand_over_two_hosts_are_one_upstream_call(host: Callable[..., Gateway], a: FaultServer, others: int, full: bool) -> None:
     hosts = [host() for _ in range(2)]
     for gateway in hosts:
         settled(gateway)
     with busy(others):
-        for stream in (False, True, False, True):
+        for stream in (False, True) * (1 + full):
             before = a.requests
             answers: list[Any] = []
             asked = body("begun" if stream else "late", f"crowd {stream} {before}", stream)
@@ -112,21 +116,21 @@ def test_a_thousand_over_two_hosts_are_one_upstream_call(host: Callable[..., Gat
 
 
 def test_what_one_host_keeps_another_gives_and_a_restart_forgets_nothing(host: Callable[..., Gateway], a: FaultServer) -> None:
-    one, two = host(), host()
+    one, two = host(**PATIENT), host(**PATIENT)
     settled(one)
     settled(two)
     before = a.requests
     assert outcome(one, "quick", "kept by one") == "miss"
     assert [outcome(two, "quick", "kept by one") for _ in range(4)] == ["hit-exact"] * 4
     one.stop()
-    three = host()
+    three = host(**PATIENT)
     settled(three)
     before += a.requests - before - 1
     assert outcome(three, "quick", "kept by one") == "hit-exact"
 
 
 def test_a_purge_reaches_all_hosts_and_what_lies_in_redis(host: Callable[..., Gateway], a: FaultServer) -> None:
-    one, two = host(), host()
+    one, two = host(**PATIENT), host(**PATIENT)
     settled(one)
     settled(two)
     for text in ("purged", "stays"):
@@ -141,7 +145,7 @@ def test_a_purge_reaches_all_hosts_and_what_lies_in_redis(host: Callable[..., Ga
 
 def test_garbage_in_redis_is_a_miss(host: Callable[..., Gateway], redis: RedisServer, a: FaultServer) -> None:
     """Text, another type, a value of another key, a bit flipped, nothing at all: none is given, none is an error."""
-    gateway = host()
+    gateway = host(**PATIENT)
     settled(gateway)
     known: set[bytes] = set(redis.ask("KEYS", "*:answer:*"))
     keys: dict[str, bytes] = {}
@@ -161,7 +165,7 @@ def test_garbage_in_redis_is_a_miss(host: Callable[..., Gateway], redis: RedisSe
         raw.set(keys["flipped"], bytes(flipped))
         raw.set(keys["empty"], b"")
     gateway.stop()
-    fresh = host()  # with nothing in its own memory
+    fresh = host(**PATIENT)  # with nothing in its own memory
     settled(fresh)
     assert {kind: outcome(fresh, "quick", f"garbage {kind}") for kind in keys} == {kind: "hit-exact" if kind == "good" else "miss" for kind in keys}
     assert [outcome(fresh, "quick", f"garbage {kind}") for kind in keys] == ["hit-exact"] * len(keys)  # put right again

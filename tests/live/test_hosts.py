@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from support.delays import Load, Server, made, serving
-from support.gateway import ADMIN_KEY, Gateway
+from support.gateway import Gateway
 from support.redis_server import RedisServer
 from turnout import native
 
@@ -46,8 +45,7 @@ def host(serve: Callable[..., Gateway]) -> Iterator[Callable[..., Gateway]]:
 
 def scores(gateway: Gateway) -> list[dict[str, dict[str, Any]]]:
     """What each worker knows of each target."""
-    url = gateway.admin_url + "/admin/routes/chat"
-    report = httpx.get(url, headers={"authorization": f"Bearer {ADMIN_KEY}"}, trust_env=False).json()
+    report = gateway.admin("/admin/routes/chat").json()
     return [{line["target"]: line for line in worker["candidates"] if "score" in line} for worker in report["workers"]]
 
 

@@ -187,13 +187,13 @@ def test_a_renewed_certificate_is_taken_over_and_a_bad_one_refused(serve: Callab
     try:
         site.renew()  # no signal: the files are looked at
         if engine == "native":
-            assert Gateway.wait_for(lambda: peer_cert(gateway, site.context()) != before, 5)
+            assert Gateway.wait_for(lambda: peer_cert(gateway, site.context()) != before)
         else:
-            assert Gateway.wait_for(lambda: any("at the next start" in line for line in gateway.said), 5)
+            assert Gateway.wait_for(lambda: any("at the next start" in line for line in gateway.said))
         good = peer_cert(gateway, site.context())
         other = trustme.CA().issue_cert("127.0.0.1")
         site.key.write_bytes(other.private_key_pem.bytes())
-        assert Gateway.wait_for(lambda: any("listen.tls.key" in line and "not the key of the certificate" in line for line in gateway.said), 5), gateway.said
+        assert Gateway.wait_for(lambda: any("listen.tls.key" in line and "not the key of the certificate" in line for line in gateway.said)), gateway.said
         assert peer_cert(gateway, site.context()) == good
     finally:
         stop.set()
@@ -202,6 +202,7 @@ def test_a_renewed_certificate_is_taken_over_and_a_bad_one_refused(serve: Callab
     assert broken == []
 
 
+@pytest.mark.alone
 def test_500_cold_handshakes_hardly_delay_the_streams(gateway: Gateway, site: Site, engine: str) -> None:
     gaps: list[float] = []
     done = threading.Event()

@@ -45,7 +45,7 @@ def run(app: App, test: Test, **limits: Any) -> NativeServer:
             serving = asyncio.create_task(server.serve())
             await asyncio.sleep(0)
             try:
-                await asyncio.wait_for(test(sock.getsockname()[1]), 20)
+                await asyncio.wait_for(test(sock.getsockname()[1]), 120)
             finally:
                 server.stop()
                 await asyncio.wait_for(serving, 20)

@@ -74,7 +74,7 @@ def test_the_view_has_hit_rates_by_route_and_tenant(gateway: Gateway) -> None:
         ask(client, "fast", "viewed")
     said = cli("--admin", gateway.admin_url)
     assert said.returncode == 0
-    view = httpx.get(gateway.admin_url + "/admin/cache", headers={"authorization": f"Bearer {ADMIN_KEY}"}, trust_env=False).json()
+    view = gateway.admin("/admin/cache").json()
     row = next(row for row in view["by_tenant"] if row["route"] == "to-fast")
     assert row["tenant"] == "key:tester" and row["hits"] >= 1 and row["hit_rate"] == round(row["hits"] / (row["hits"] + row["misses"]), 4)
     assert view["entries"] >= 1 and view["bytes"] > 500
@@ -85,6 +85,6 @@ def test_what_makes_no_sense_is_refused(gateway: Gateway) -> None:
         done = cli("--admin", gateway.admin_url, *args)
         assert done.returncode in (1, 2) and said in done.stderr, done.stderr
     assert "401" in cli("--admin", gateway.admin_url, key="wrong").stderr
-    bad = httpx.post(gateway.admin_url + "/admin/cache/purge?rout=x", headers={"authorization": f"Bearer {ADMIN_KEY}"}, trust_env=False)
+    bad = gateway.admin("/admin/cache/purge?rout=x", "POST")
     assert bad.status_code == 400  # a name mistyped must not purge everything
-    assert httpx.get(gateway.admin_url + "/admin/cache/purge", headers={"authorization": f"Bearer {ADMIN_KEY}"}, trust_env=False).status_code == 404
+    assert gateway.admin("/admin/cache/purge").status_code == 404

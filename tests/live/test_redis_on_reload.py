@@ -6,15 +6,18 @@ from collections.abc import Callable
 from http.client import HTTPConnection
 from pathlib import Path
 
+import pytest
+
 from faults.server import FaultServer
 from support.crowd import body
 from support.gateway import KEY, Gateway, config
 from support.redis_server import RedisServer
 
-MOST_S = 0.05  # loading takes 0.4 to 0.8 s
+MOST_S = 0.05  # more than the longest without it; loading takes 0.4 to 0.8 s
 TRIES = 4  # on a machine with others: what loading costs would come back each time
 
 
+@pytest.mark.alone
 def test_no_request_waits_for_redis_to_be_loaded(serve: Callable[..., Gateway], tmp_path: Path) -> None:
     redis = RedisServer(tmp_path).start()
     longest: list[float] = []
@@ -36,8 +39,7 @@ def test_no_request_waits_for_redis_to_be_loaded(serve: Callable[..., Gateway], 
                     assert answer.status == 200 and answer.read()
                     return time.perf_counter() - began
 
-                for _ in range(20):
-                    once()
+                usual = max([once() for _ in range(200)][20:])
                 gateway.write(data)
                 assert gateway.process is not None
                 gateway.process.send_signal(1)
@@ -50,8 +52,8 @@ def test_no_request_waits_for_redis_to_be_loaded(serve: Callable[..., Gateway], 
                 connection.close()
                 gateway.stop()
                 longest.append(worst)
-                print(f"\nlongest wait {worst * 1e3:.1f} ms")
-                if worst < MOST_S:
+                print(f"\nlongest wait {worst * 1e3:.1f} ms, {usual * 1e3:.1f} ms before")
+                if worst < usual + MOST_S:
                     return
     finally:
         redis.kill()

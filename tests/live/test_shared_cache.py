@@ -10,14 +10,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import uvloop
 
 from faults.conftest import said
 from faults.server import TEXT, TOKENS, FaultServer
 from support.crowd import Answer, body, crowd, one
-from support.gateway import ADMIN_KEY, Gateway, config
+from support.gateway import Gateway, config
 from turnout.state.board_process import Notices
 
 WORKERS = 4
@@ -83,7 +82,7 @@ def test_a_purge_reaches_what_all_workers_share(gateway: Gateway, a: FaultServer
     asked = body("quick", "purged", False)
     spread(gateway, asked)
     before = a.requests
-    done = httpx.post(gateway.admin_url + "/admin/cache/purge?dry=false&route=quick", headers={"authorization": f"Bearer {ADMIN_KEY}"}, trust_env=False).json()
+    done = gateway.admin("/admin/cache/purge?dry=false&route=quick", "POST").json()
     assert done["workers"] == WORKERS and done["entries"] >= 2
     spread(gateway, asked)
     assert a.requests == before + 1

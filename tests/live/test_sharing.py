@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from support.delays import Load
-from support.gateway import ADMIN_KEY, Gateway, config
+from support.gateway import TRUST, Gateway, config
 from turnout.upstream.simulator.launch import Simulator
 
 WORKERS = 4
@@ -29,10 +29,10 @@ class Pool:
         return self.urls[name].removesuffix("/v1") + path
 
     def set(self, name: str, *faults: dict[str, Any]) -> None:
-        httpx.post(self._control(name, "/__faults"), json=list(faults), trust_env=False).raise_for_status()
+        httpx.post(self._control(name, "/__faults"), json=list(faults), trust_env=False, verify=TRUST).raise_for_status()
 
     def asked(self, name: str) -> int:
-        return int(httpx.get(self._control(name, "/__stats"), trust_env=False).json()["requests"])
+        return int(httpx.get(self._control(name, "/__stats"), trust_env=False, verify=TRUST).json()["requests"])
 
 
 @pytest.fixture
@@ -61,8 +61,7 @@ def load(gateway: Gateway) -> Iterator[Load]:
 
 def explained(gateway: Gateway) -> list[dict[str, Any]]:
     """What each worker says: "first", and the line of each candidate by its name."""
-    headers = {"authorization": f"Bearer {ADMIN_KEY}"}
-    report = httpx.get(gateway.admin_url + "/admin/routes/chat", headers=headers, trust_env=False).json()
+    report = gateway.admin("/admin/routes/chat").json()
     assert len(report["workers"]) == WORKERS
     return [{"first": w["first"], **{line["target"]: line for line in w["candidates"] if "score" in line}} for w in report["workers"]]
 

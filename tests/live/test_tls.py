@@ -169,7 +169,7 @@ def provider(server: Server, scheme: str = "https", **more: Any) -> dict[str, An
 
 def run(serve: Callable[..., Gateway], first: dict[str, Any], second: dict[str, Any] | None = None, **options: Any) -> Gateway:
     providers = {"a": first} | ({"b": second} if second else {})
-    route = {"name": "chat", "match": {"model": "fast"}, "targets": [{"provider": name} for name in providers], "timeouts": {"connect_ms": 700}}
+    route = {"name": "chat", "match": {"model": "fast"}, "targets": [{"provider": name} for name in providers], "timeouts": {"connect_ms": 2000}}
     return serve(config(providers, [route]), **options)
 
 

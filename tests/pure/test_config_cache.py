@@ -28,6 +28,15 @@ def cached(text: str) -> str:
         ("{semantic: {threshold: 0.8}}", "semantic.threshold: unknown field"),
         ("{semantic: {share: everybody}}", "semantic.share: expected one of"),
         ("{semantic: {checks: {share: 2}}}", "semantic.checks.share: expected float <= 1"),
+        ("{semantic: {embedding: on}}", "semantic.embedding: expected"),
+        ("{semantic: {embedding: {provider: a}}}", "semantic.embedding.model: required, but missing"),
+        ("{semantic: {embedding: {provider: zz, model: m}}}", "routes[0].cache.semantic.embedding.provider: no such provider; configured: a"),
+        ("{semantic: {embedding: {provider: a, model: m, dimensions: 0}}}", "semantic.embedding.dimensions: expected int >= 1"),
+        ("{semantic: {embedding: {provider: a, model: m, dimensions: 4097}}}", "semantic.embedding.dimensions: expected int <= 4096"),
+        ("{semantic: {embedding: {provider: a, model: m, dimensions: many}}}", "semantic.embedding.dimensions: expected int"),
+        ("{semantic: {embedding: {provider: a, model: m, timeout_ms: 0}}}", "semantic.embedding.timeout_ms: expected int >= 1"),
+        ("{semantic: {embedding: {provider: a, model: m, timeout: 5}}}", "semantic.embedding.timeout: unknown field"),
+        ("{semantic: {embedding: {provider: a, model: ''}}}", "semantic.embedding.model: expected printable ASCII"),
     ],
 )
 def test_what_is_refused(text: str, says: str) -> None:

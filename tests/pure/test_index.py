@@ -83,6 +83,35 @@ def test_a_graph_takes_over_and_goes_on_finding(monkeypatch: pytest.MonkeyPatch)
     assert [label for label, _ in crowd.index.nearest(next(iter(crowd.known.values())).tobytes())] == list(crowd.known)
 
 
+def test_so_many_at_once_are_found_before_there_is_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index, "FLAT", 300)
+    monkeypatch.setattr(index, "_SHORT_BLOCK", 500)
+    crowd = Crowd(4)
+    for _ in range(4000):
+        crowd.remove() if crowd.known and crowd.lot.random() < 0.2 else crowd.add()
+    assert crowd.index.wants_work and crowd.missed(200) == 0
+    for _ in range(20):  # nor while it is made
+        crowd.index.job()()
+        crowd.index.advance()
+        crowd.add()
+        crowd.remove()
+        assert crowd.missed(5) == 0
+    crowd.build()
+    assert not crowd.index._short and not crowd.index._blocks and crowd.missed(200) <= 2
+
+
+def test_of_too_many_the_newest_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index, "FLAT", 100)
+    monkeypatch.setattr(index, "MOST_ROWS", 250)
+    monkeypatch.setattr(index, "_SHORT_BLOCK", 100)
+    crowd = Crowd(5)
+    for _ in range(1000):
+        crowd.add()
+    found = [crowd.index.nearest(vector.tobytes())[0] for vector in crowd.known.values()]
+    assert all(found[i][0] == i and found[i][1] > 0.999 for i in (*range(100), *range(750, 1000)))
+    assert all(found[i][0] != i for i in range(100, 750))
+
+
 def test_what_has_no_meaning_is_near_nothing() -> None:
     found = Index()
     found.add(bytes(4 * DIMENSIONS))

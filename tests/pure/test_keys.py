@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 
-from turnout.admit.keys import MOST_KEY_BYTES, Keyring, presented_key
+from turnout.admit.keys import MOST_KEY_BYTES, Keyring
 from turnout.admit.spec import KeySpec
 from turnout.errors import Fault
 from turnout.secret import Secret
@@ -77,18 +77,6 @@ def test_an_open_door_is_for_a_keyring_without_keys_only() -> None:
     refused(None, Keyring([KeySpec(name="one", key=Secret("env:A", VALUE))], open_door=True))
     refused(None, Keyring([]))
     refused(b"", Keyring([]))
-
-
-@pytest.mark.parametrize(
-    "authorization, other, key",
-    [
-        (b"Bearer k", None, b"k"), (b"bearer k", None, b"k"), (b"BEARER   k  ", None, b"k"), (b"Bearer", None, b""), (b"Bearer ", None, b""), (b"k", None, b""),
-        (b"Basic k", None, b""), (b"", None, b""), (b"Bearer a b", None, b"a b"), (None, b"k", b"k"), (None, None, None),
-        (b"Bearer k", b"other", b"k"), (b"Basic x", b"k", b""),
-    ],
-)  # fmt: skip
-def test_where_a_key_is_looked_for(authorization: bytes | None, other: bytes | None, key: bytes | None) -> None:
-    assert presented_key(authorization, other) == key
 
 
 def test_a_secret_does_not_show() -> None:

@@ -14,10 +14,11 @@ import pytest
 from hypothesis import given, settings
 
 import turnout
+from support.records import framed
 from turnout.account import ledger as module
 from turnout.account.ledger import Ledger, Row, rows
 from turnout.exchange import Attempt, Exchange, Surface, Usage
-from turnout.native import ledger_rows
+from turnout.native import ledger_batch
 from turnout.telemetry import record as compact
 
 CORE = str(Path(turnout.__file__).parent.parent)
@@ -53,9 +54,19 @@ def ended(
     return compact.encode(record)
 
 
+def add(ledger: Ledger, *records: bytes) -> None:
+    ledger.add(framed(*records), len(records), False)
+
+
+def lines_of(record: bytes) -> bytes:
+    ((_, lines),) = ledger_batch(framed(record), 1, False)[0]
+    return bytes(lines)
+
+
 def test_a_request_that_fell_back_has_a_row_per_attempt_with_times_tokens_and_money(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
-    ledger.add(
+    add(
+        ledger,
         ended(
             attempt("a", "429", status=429),
             attempt(
@@ -83,7 +94,7 @@ def test_a_request_that_fell_back_has_a_row_per_attempt_with_times_tokens_and_mo
 
 def test_a_request_that_reached_no_provider_has_no_row_and_makes_no_file(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
-    ledger.add(ended(fault="no_key", status=401))
+    add(ledger, ended(fault="no_key", status=401))
     ledger.flush(1)
     ledger.close()
     assert list(rows(tmp_path)) == []
@@ -104,7 +115,7 @@ def test_a_request_that_reached_no_provider_has_no_row_and_makes_no_file(tmp_pat
     ],
 )
 def test_served_is_the_attempt_whose_answer_the_client_got(fault: str, reasons: list[str], winner: int) -> None:
-    lines = ledger_rows(ended(*(attempt(reason=r) for r in reasons), fault=fault))[1]
+    lines = lines_of(ended(*(attempt(reason=r) for r in reasons), fault=fault))
     found = [msgspec.json.decode(line)["served"] for line in lines.splitlines()]
     assert found == [i == winner for i in range(len(reasons))]
 
@@ -112,9 +123,9 @@ def test_served_is_the_attempt_whose_answer_the_client_got(fault: str, reasons: 
 def test_a_row_lies_in_the_file_of_the_utc_day_its_request_began(tmp_path: Path) -> None:
     midnight = 1_750_032_000_000_000_000  # 2025-06-16T00:00:00Z
     ledger = Ledger(tmp_path)
-    ledger.add(ended(attempt(), wall_ns=midnight - 1, id="before"))
-    ledger.add(ended(attempt(), wall_ns=midnight, id="after"))
-    ledger.add(ended(attempt(), wall_ns=midnight - 5, id="late"))
+    add(ledger, ended(attempt(), wall_ns=midnight - 1, id="before"))
+    add(ledger, ended(attempt(), wall_ns=midnight, id="after"))
+    add(ledger, ended(attempt(), wall_ns=midnight - 5, id="late"))
     ledger.flush(1)
     ledger.close()
     assert sorted(p.name for p in (tmp_path / "ledger").iterdir()) == ["2025-06-15.jsonl", "2025-06-16.jsonl"]
@@ -125,7 +136,7 @@ def test_files_of_past_days_are_closed(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     before = len(os.listdir("/proc/self/fd"))
     for day in range(10):
-        ledger.add(ended(attempt(), wall_ns=NOON + day * 86_400_000_000_000))
+        add(ledger, ended(attempt(), wall_ns=NOON + day * 86_400_000_000_000))
         ledger.flush((day + 1) * 2_000_000_000)
     assert len(os.listdir("/proc/self/fd")) - before <= module.OPEN_DAYS
     ledger.close()
@@ -143,14 +154,14 @@ def test_a_torn_line_costs_itself_and_nothing_else(
     folder = tmp_path_factory.mktemp("torn")
     ledger = Ledger(folder)
     for id in ids:
-        ledger.add(ended(attempt(), id=id))
+        add(ledger, ended(attempt(), id=id))
     ledger.close()
     (path,) = (folder / "ledger").iterdir()
     os.truncate(path, path.stat().st_size - cut)  # within the last line: every line is longer than 200 bytes
     whole = ids[:-1] if cut > 1 else ids  # without its line end alone a line is still whole
     assert [row.request_id for row in rows(folder)] == whole
     again = Ledger(folder)
-    again.add(ended(attempt(), id="next"))
+    add(again, ended(attempt(), id="next"))
     again.close()
     assert [row.request_id for row in rows(folder)] == [*whole, "next"]
 
@@ -182,7 +193,7 @@ def test_a_full_disk_loses_nothing_and_tears_nothing_once_there_is_room_again(
     ledger = Ledger(tmp_path)
     failing(monkeypatch, take)
     for n in range(10):
-        ledger.add(ended(attempt(), id=f"r{n}"))
+        add(ledger, ended(attempt(), id=f"r{n}"))
         ledger.flush(n + 1)  # nanoseconds later: not tried again before a second is over
     assert ledger.error == "No space left on device"
     assert ledger.lost == 0
@@ -209,7 +220,7 @@ def test_every_failure_of_the_nth_write_leaves_whole_rows_in_order(
         failing(monkeypatch, take)
         ledger = Ledger(folder)
         for n in range(3):
-            ledger.add(ended(attempt(), id=f"r{n}"))
+            add(ledger, ended(attempt(), id=f"r{n}"))
             ledger.flush(n * 2 * 10**9)
         ledger.flush(10 * 10**9)
         ledger.close()
@@ -224,11 +235,11 @@ def test_beyond_the_bound_new_rows_are_dropped_and_counted_and_the_old_ones_kept
     def none(data: bytes) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    one = len(ledger_rows(ended(attempt(), id="r0"))[1])
+    one = len(lines_of(ended(attempt(), id="r0")))
     ledger = Ledger(tmp_path, most_bytes=3 * one)
     failing(monkeypatch, none)
     for n in range(8):
-        ledger.add(ended(attempt(), id=f"r{n}"))
+        add(ledger, ended(attempt(), id=f"r{n}"))
         ledger.flush(n)
     assert ledger.lost == 5
     monkeypatch.undo()
@@ -236,10 +247,20 @@ def test_beyond_the_bound_new_rows_are_dropped_and_counted_and_the_old_ones_kept
     assert [row.request_id for row in rows(tmp_path)] == ["r0", "r1", "r2"]
 
 
+def test_of_many_at_once_those_are_kept_that_find_room(tmp_path: Path) -> None:
+    one = len(lines_of(ended(attempt(), id="r0")))
+    ledger = Ledger(tmp_path, most_bytes=4 * one - 1)
+    add(ledger, *(ended(attempt(), id=f"r{n}") for n in range(5)))
+    add(ledger, ended(attempt(), attempt("b"), id="r5"))
+    assert (ledger.lost, ledger.waiting_bytes) == (4, 3 * one)
+    ledger.close()
+    assert [row.request_id for row in rows(tmp_path)] == ["r0", "r1", "r2"]
+
+
 def test_rows_that_no_file_takes_until_the_end_are_counted(tmp_path: Path) -> None:
     (tmp_path / "ledger").write_text("a file where the folder should be")
     ledger = Ledger(tmp_path)
-    ledger.add(ended(attempt(), attempt("b")))
+    add(ledger, ended(attempt(), attempt("b")))
     ledger.flush(1)
     assert ledger.error
     ledger.close()
@@ -253,7 +274,7 @@ from test_ledger import *
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))  # the kernel itself refuses beyond it
 ledger = Ledger(sys.argv[1])
 for n in range(10):
-    ledger.add(ended(attempt(), id=f"r{n}"))
+    add(ledger, ended(attempt(), id=f"r{n}"))
 ledger.flush(1)
 assert ledger.error == "File too large", ledger.error
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
@@ -267,7 +288,7 @@ def test_a_limit_of_the_kernel_in_mid_line_tears_nothing(tmp_path: Path) -> None
     assert resource.RLIM_INFINITY
     subprocess.run(
         [sys.executable, "-c", LIMITED, str(tmp_path), str(Path(__file__).parent)],
-        env={**os.environ, "PYTHONPATH": CORE},
+        env={**os.environ, "PYTHONPATH": f"{CORE}{os.pathsep}{Path(__file__).parents[1]}"},
         check=True,
         timeout=30,
     )
@@ -276,12 +297,12 @@ def test_a_limit_of_the_kernel_in_mid_line_tears_nothing(tmp_path: Path) -> None
 
 def test_a_file_deleted_under_us_is_made_again(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
-    ledger.add(ended(attempt(), id="gone"))
+    add(ledger, ended(attempt(), id="gone"))
     ledger.flush(2 * 10**9)
     (path,) = (tmp_path / "ledger").iterdir()
     path.unlink()
     ledger.flush(4 * 10**9)  # a second has passed: it looks
-    ledger.add(ended(attempt(), id="kept"))
+    add(ledger, ended(attempt(), id="kept"))
     ledger.flush(4 * 10**9 + 1)
     ledger.close()
     assert [row.request_id for row in rows(tmp_path)] == ["kept"]
@@ -292,7 +313,7 @@ def test_it_syncs_at_most_once_a_second_and_at_the_end(tmp_path: Path, monkeypat
     monkeypatch.setattr(module.os, "fdatasync", synced.append)
     ledger = Ledger(tmp_path)
     for n in range(30):
-        ledger.add(ended(attempt()))
+        add(ledger, ended(attempt()))
         ledger.flush(10**9 + n * 100_000_000)
     assert len(synced) == 3
     ledger.close()

@@ -1,5 +1,6 @@
 """The semantic cache's meter: what it says is true, and the threshold follows it."""
 
+import os
 import sys
 from itertools import pairwise, permutations
 from pathlib import Path
@@ -12,8 +13,10 @@ from hypothesis import strategies as st
 from turnout.cache.semantic.meter.bars import FORGIVEN, MARGIN
 from turnout.cache.semantic.meter.bounds import gamma_below, gamma_quantile, gamma_quick, less_noise, rate
 from turnout.cache.semantic.meter.meter import DAY_NS, HALF_LIFE_NS, LOOSEN, RETUNE, Meter
-from turnout.cache.semantic.meter.spending import FIRST
+from turnout.cache.semantic.meter.spending import FIRST, UNIT
 from turnout.cache.semantic.meter.window import BINS, EDGES, LAP, bin_of, edge_from
+from turnout.native import Counters
+from turnout.state.table import Row, memory, row
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench/semantic"))
 import estimator
@@ -380,6 +383,45 @@ def test_no_window_sees_more_spent_than_allowed(seed: int, cost: int) -> None:
         assert sum(c for t, c in spent if begin <= t < begin + 1_000 * S) <= 1_000 + 2 * cost
 
 
+def cells() -> Row:
+    """What the workers of a host count in."""
+    fd = memory()
+    try:
+        found = row(Counters(fd), "checks")
+    finally:
+        os.close(fd)
+    assert found is not None
+    return found
+
+
+@given(st.integers(0, 2**32), st.integers(1, 40))
+@settings(max_examples=40, deadline=None)
+def test_workers_of_a_host_spend_no_more_than_one_may(seed: int, cost: int) -> None:
+    rng = Random(seed)
+    together, most, cost = cells(), 1_000 * UNIT, cost * UNIT
+    meters = [Meter(0.01, 0.9, b"%d" % i, first=10**6, most_nanos=most, spend_ns=1_000 * S, shared=together) for i in range(4)]
+    spent: list[tuple[int, int]] = []
+    now = T0
+    for i in range(4_000):
+        now += rng.randrange(1, S)
+        meter = meters[rng.randrange(4)]
+        if i % 1_000 == 999:  # a worker is started again; what all have spent is not forgotten
+            meters[0] = Meter(0.01, 0.9, b"0", first=10**6, most_nanos=most, spend_ns=1_000 * S, shared=together)
+        meter.served(now, 0.95, SCOPE, i)
+        if meter.wants_check(0.95, SCOPE, now, rng.random()):
+            meter.spent(cost)
+            spent.append((now, cost))
+    assert sum(c for _, c in spent) >= most // 2
+    for begin, _ in spent[:: max(1, len(spent) // 50)]:
+        assert sum(c for t, c in spent if begin <= t < begin + 1_000 * S) <= most + 4 * cost
+
+
+def test_no_money_is_no_check() -> None:
+    meter = Meter(0.01, 0.9, first=50, most_nanos=0, spend_ns=1_000 * S)
+    meter.served(T0, 0.95, SCOPE, 1)
+    assert not meter.wants_check(0.95, SCOPE, T0, 0.0)
+
+
 # ---- what travels
 
 
@@ -450,6 +492,45 @@ def test_a_restart_forgets_nothing() -> None:
     other.merge(data, now)
     other.merge(again.dump(now + 2), now + 2)
     assert other.estimate(now + 2).requests == pytest.approx(said.requests + 1.0, rel=1e-3)
+
+
+@pytest.mark.parametrize("everyone", [True, False])
+def test_a_restart_goes_on_with_its_walks(everyone: bool) -> None:
+    """Bad labels before a restart and after it are as many as it takes for an alarm, and neither part is."""
+
+    def trained() -> tuple[Meter, int]:
+        meter = Meter(0.01, 0.9, b"a", floor=0.6)
+        rng = Random(11)
+        now = T0
+        for i in range(9_000):
+            now += 60 * S
+            meter.request(now)
+            one(meter, now, rng.uniform(0.5, 1.0), rng.random() > 0.003, rng.random(), item=i)
+        return meter, now
+
+    def worse(meter: Meter, now: int, labels: int, begin: int) -> int:
+        """So many wrong candidates below the threshold, until an alarm. How many it took."""
+        for i in range(labels):
+            meter.request(now)
+            meter.label(now, meter.threshold(SCOPE, -1, now) - 0.005, SCOPE, begin + i, False, 1.0, "miss")
+            if meter.estimate(now).alarm:
+                return i + 1
+        return labels
+
+    meter, now = trained()
+    needed = worse(meter, now, 1_000, 50_000)
+    assert 4 <= needed < 1_000
+    before, now = trained()
+    assert worse(before, now, needed // 2, 50_000) == needed // 2 and not before.estimate(now).alarm
+    after = Meter(0.01, 0.9, b"a", floor=0.6)
+    data = before.dump(now, everyone)
+    assert after.merge(data, now) and after.merge(data, now)  # twice is once
+    after.tune(now)
+    assert worse(after, now, needed, 60_000) == needed - needed // 2
+    other = Meter(0.01, 0.9, b"b", floor=0.6)  # of another worker they are not its own
+    assert other.merge(data, now)
+    other.tune(now)
+    assert worse(other, now, needed - needed // 2, 60_000) == needed - needed // 2 and not other.estimate(now).alarm
 
 
 def test_nothing_new_is_said_in_the_same_bytes() -> None:

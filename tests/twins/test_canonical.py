@@ -1,5 +1,6 @@
 """The one spelling of a body, native and twin: the same bytes for whatever is fed to them, and the right ones."""
 
+import itertools
 import json
 import random
 from typing import Any
@@ -60,6 +61,33 @@ def test_the_depth_is_bounded(field: bytes, deep: int, good: bool) -> None:
     for opening, closing in ((b"[", b"]"), (b'{"x":', b"}")):
         inner = b"1" if opening != b"[" else b""
         assert (agree(b'{"%b":%b}' % (field, opening * deep + inner + closing * deep)) != "refused") == good
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\n\t"])
+def test_what_is_left_out_may_stand_anywhere(blank: str) -> None:
+    members = ['"b":[1]', '"stream":{"x":[",",{}]}', '"od\\"d":2', '"\\u0061":"\\n"', '"str\\u0065am" : 3']
+    for n in range(len(members) + 1):
+        for chosen in itertools.permutations(members, n):
+            body = "{" + blank + (blank + "," + blank).join(chosen) + blank + "}"
+            kept = [want for member, want in ((members[3], '"a":"\n"'), (members[0], '"b":[1]')) if member in chosen]
+            assert agree(body.encode()) == ("{" + ",".join(kept) + "}").encode()
+
+
+# What may lie across the end of a block of 64 bytes, in which the native one looks at strings.
+ACROSS = [
+    '""', '"\\""', '"\\\\"', '"\\\\\\"\\\\"', '"\\n\\/"', '"\\u00e9\\u0022"', '"\\ud83d\\ude00x"', '"é😀"', "[]", "{}", '{"b":"\\u0041","a":{"\\u0063":1,"b":2}}',
+    '[ "" ,"\\\\", {"": [{ }]} ]', '{"z" :1,\n"y": 2 , "x":"\\\\"}', "-1.5e+3", "true", '"\\x"', '"\n"', '"\\ud83d"', "01", "[1,]", '{"a":1,}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("part", ACROSS, ids=ascii)
+def test_a_block_may_end_anywhere(part: str) -> None:
+    for pad in range(130):
+        for front in ("p" * pad, "\\\\é" * (pad // 4) + "p" * (pad % 4), "\\t" * (pad // 2) + "p" * (pad % 2)):
+            inner, filled = agree(f'{{"a":{part}}}'.encode()), agree(f'{{"0":"{front}"}}'.encode())
+            want = inner if inner == "refused" else filled[:-1] + b"," + inner[1:]
+            assert agree(f'{{"a" : {part},"0":"{front}"}}'.encode()) == want
+            assert agree(f'{{"0":"{front}","a":{part}}}'.encode()) == want
 
 
 VALUES = st.recursive(

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.exchanges import CHAT, EXCHANGES
+from support.records import framed, split
 from turnout.account.ledger import Row
 from turnout.exchange import Attempt, Exchange, Principal, Saved, Trace, Usage
 from turnout.telemetry import record as compact
@@ -23,18 +24,23 @@ MS = 1_000_000
 FAULTS = st.sampled_from(["", "", "refused", "client_gone", "rate_limited"])
 
 
-def read(module: Any, raw: bytes) -> Any:
-    try:
-        return module.ledger_rows(raw)
-    except ValueError:
-        return "refused"
-
-
-def agree(raw: bytes) -> Any:
-    want = read(twin, raw)
+def agree(data: bytes, most: int = 1000, everything: bool = False) -> Any:
+    want = twin.ledger_batch(data, most, everything)
     if native is not None:
-        assert read(native, raw) == want
+        assert native.ledger_batch(data, most, everything) == want
     return want
+
+
+def one(raw: bytes) -> Any:
+    """The day and the rows of one record, and whether others look at it; "refused": it is none."""
+    days, others, records, bad, used, more = agree(framed(raw))
+    assert (records, used, more) == (1, 4 + len(raw), 4)
+    if bad:
+        assert (days, others, bad) == ([], [], 1)
+        return "refused"
+    assert others in ([], [raw]) and len(days) <= 1
+    day, lines = days[0] if days else ("", b"")
+    return day, lines, bool(others)
 
 
 def record(*attempts: Attempt, fault: str = "", **fields: Any) -> bytes:
@@ -48,10 +54,7 @@ def record(*attempts: Attempt, fault: str = "", **fields: Any) -> bytes:
 
 
 def rows_of(raw: bytes) -> list[Row]:
-    _, lines, count, _ = agree(raw)
-    found = [msgspec.json.decode(line, type=Row) for line in lines.splitlines()]
-    assert len(found) == count
-    return found
+    return [msgspec.json.decode(line, type=Row) for line in one(raw)[1].splitlines()]
 
 
 @settings(deadline=None, max_examples=500)
@@ -64,8 +67,8 @@ def test_native_and_twin_write_the_same_rows(x: Exchange, fault: str, wall: int)
     x.ended_ns = x.started_ns + x.ended_ns % 10**13
     made = compact.of(x, 0)
     made.fault = fault
-    day, lines, count, _ = agree(compact.encode(made))
-    assert count == (len(x.attempts) or int(x.saved is not None)) == lines.count(b"\n")
+    day, lines, _ = one(compact.encode(made))
+    assert (len(x.attempts) or int(x.saved is not None)) == lines.count(b"\n")
     for line in lines.splitlines():
         assert json.loads(line)["ts"].startswith(day)
         msgspec.json.decode(line, type=Row)
@@ -76,13 +79,13 @@ def test_native_and_twin_write_the_same_rows(x: Exchange, fault: str, wall: int)
 def test_what_is_cut_off_is_refused(x: Exchange, share: float) -> None:
     x.wall_ns = 0
     raw = compact.encode(compact.of(x, 0))
-    assert agree(raw[: int(len(raw) * share)]) == "refused"
-    assert agree(raw + b"\x00") == "refused"
+    assert one(raw[: int(len(raw) * share)]) == "refused"
+    assert one(raw + b"\x00") == "refused"
 
 
-@pytest.mark.parametrize("raw", [b"", b"\xc1", b"\x90", b"\xdd\xff\xff\xff\xff", b"\x01", msgspec.msgpack.encode(["x"] * 41), b"\xdc\x00\x29" + b"\xdd\x7f\xff\xff\xff" * 9])
+@pytest.mark.parametrize("raw", [b"", b"\xc1", b"\x90", b"\xdd\xff\xff\xff\xff", b"\x01", msgspec.msgpack.encode(["x"] * 41), b"\xdc\x00\x29" + b"\xdd\x7f\xff\xff\xff" * 9, b"\xdc\x00\x29" + b"\x91" * 100_000])
 def test_what_is_no_record_is_refused(raw: bytes) -> None:
-    assert agree(raw) == "refused"
+    assert one(raw) == "refused"
 
 
 def test_rows_have_times_tokens_money_and_who_served() -> None:
@@ -118,15 +121,58 @@ def test_one_attempt_served_or_none(fault: str, reasons: tuple[str, ...], served
 
 def test_others_look_only_at_what_did_not_go_well_or_is_traced() -> None:
     good = Attempt("a", "", "m", "first", 6 * MS)
-    plain = [
-        agree(record(good))[3],
-        agree(record(good, saved=Saved("a", "m", 1)))[3],
-        agree(record(good, fault="interrupted"))[3],
-        agree(record(good, status=400))[3],
-        agree(record(Attempt("a", "", "m", "first", 6 * MS, reason="500"), good))[3],
-        agree(record(good, trace=Trace("0af7651916cd43dd8448eb211c80319c", "")))[3],
+    seen = [
+        one(record(good))[2],
+        one(record(good, saved=Saved("a", "m", 1)))[2],
+        one(record(good, fault="interrupted"))[2],
+        one(record(good, status=400))[2],
+        one(record(Attempt("a", "", "m", "first", 6 * MS, reason="500"), good))[2],
+        one(record(good, trace=Trace("0af7651916cd43dd8448eb211c80319c", "")))[2],
     ]
-    assert plain == [True, True, False, False, False, False]
+    assert seen == [False, False, True, True, True, True]
+
+
+SOUND = [
+    record(Attempt("a", "", "m", "first", 6 * MS)),
+    record(Attempt("a", "", "m", "first", 6 * MS, reason="500"), Attempt("b", "", "n", "fallback", 7 * MS), wall_ns=MS),
+    record(cache="hit-exact", saved=Saved("a", "m", 99_000)),
+    record(),
+]
+PIECES = st.lists(st.sampled_from(SOUND) | st.binary(max_size=20), max_size=12)
+
+
+@settings(deadline=None, max_examples=300)
+@given(records=PIECES, most=st.integers(0, 15), cut=st.integers(0, 700), everything=st.booleans())
+def test_a_batch_is_what_its_records_are_one_by_one(records: list[bytes], most: int, cut: int, everything: bool) -> None:
+    data = framed(*records)
+    data = data[: max(0, len(data) - cut)]
+    days, others, taken, bad, used, more = agree(data, most, everything)
+    whole, end, rest = split(data, most)
+    assert (taken, used, more) == (len(whole), end, 0 if taken == most else rest)
+    each = [(one(raw), raw) for raw in whole]
+    assert bad == sum(found == "refused" for found, _ in each)
+    sound = [(found, raw) for found, raw in each if found != "refused"]
+    assert others == [raw for (*_, looked_at), raw in sound if looked_at or everything]
+    want: dict[str, bytes] = {}
+    for (day, lines, _), _ in sound:
+        if lines:
+            want[day] = want.get(day, b"") + lines
+    assert days == list(want.items())
+
+
+@settings(deadline=None, max_examples=300)
+@given(text=st.text(max_size=20) | st.text("a\"\\\x1f \x7f\x80é", max_size=20))
+def test_every_text_is_written_as_it_was(text: str) -> None:
+    (row,) = rows_of(record(Attempt("a", "", text, "first", 6 * MS)))
+    assert row.model == text
+
+
+@settings(deadline=None, max_examples=300)
+@given(at=st.integers(0, len(SOUND[1]) - 1), byte=st.integers(0, 255))
+def test_a_damaged_byte_never_ends_in_an_exception(at: int, byte: int) -> None:
+    raw = SOUND[1][:at] + bytes([byte]) + SOUND[1][at + 1 :]
+    for module in (twin, native) if native is not None else (twin,):
+        assert module.ledger_batch(framed(raw, SOUND[0]), 2, False)[2] == 2
 
 
 def test_the_places_are_those_of_the_record() -> None:

@@ -175,9 +175,9 @@ FIELDS = [b'"model":1,', b'"mod\\u0065l":2,', b'"stream":{},', b'"x":[],', b'"me
 
 
 def outcome(scanner: Any, body: bytes) -> tuple[Any, ...]:
-    """The spans, or the kind of flaw and what it names. Offsets and words for malformed text are each one's own."""
+    """What is found, or the kind of flaw and what it names. Offsets and words for malformed text are each one's own."""
     try:
-        return tuple(scanner(NAMES).scan(body))
+        return tuple(scanner(NAMES).look(body, 0b101))
     except ValueError as exc:
         kind, at, what = exc.args
         assert 0 <= at <= len(body)
@@ -221,6 +221,28 @@ def test_native_and_twin_say_the_same_of_20_000_mutations() -> None:
     assert min(seen[kind] for kind in ("good", "json", "duplicate")) > 300
 
 
+# What may lie across the end of a block of 64 bytes, in which the native scanner looks at strings: right, and changed to wrong.
+ACROSS = [
+    b'"', b'""', b'"a"', b'"\\""', b'"\\\\"', b'"\\\\\\"\\\\"', b'"a\\\\\\"', b'"\\n\\/"', b'"\\x"', b'"\\u00e9x"', b'"\\ud83d\\ude00"', b'"\\ude00"', b'"\\ud83d"',
+    b'"\\ud83d\\\\ude00"', b'"\xc3\xa9"', b'"\xf0\x9f\x98\x80a"', b'"\xf0\x9f\x98"', b'"\x80"', b'"\n"', b'"\x00"', b"[]", b"{}", b'{"a":{"b":"c"}}', b'["",["\\\\",{"":[{}]}]]',
+    b'{"a":"b",}', b'["a" "b"]', b"-1.5e+3", b"01", b"tru", b"true", b' \n\t  "a" \n',
+]  # fmt: skip
+
+
+@pytest.mark.skipif(Native is None, reason="the extension is not built")
+@pytest.mark.parametrize("part", ACROSS, ids=repr)
+def test_native_and_twin_say_the_same_wherever_a_block_ends(part: bytes) -> None:
+    kinds = set()
+    for pad in range(130):
+        for front in (b'{"p":"' + b"p" * pad + b'","model":', b" " * pad + b'{"model":', b'{"' + b"\xc3\xa9\\\\" * (pad // 4) + b"k" * (pad % 4) + b'":[],"model":'):
+            for back in (b"}", b',"stream":["",1]}', b',"mod\\u0065l":1}'):
+                body = front + part + back
+                native = outcome(Native, body)
+                assert native == outcome(Twin, body), body
+                kinds.add(native[0] if isinstance(native[0], str) else "good")
+    assert kinds in ({"good", "duplicate"}, {"json"})
+
+
 def test_accepts_exactly_what_a_full_parser_accepts(scanner: Any) -> None:
     rng = random.Random(7)
     checked = 0
@@ -243,3 +265,28 @@ def test_accepts_exactly_what_a_full_parser_accepts(scanner: Any) -> None:
 
 def _no_number(word: str) -> None:
     raise ValueError(word)
+
+
+@pytest.mark.parametrize(
+    "body, found",
+    [
+        (b'{"model":"a","stream":true,"messages":[]}', ("a", True, True)),
+        (b'{"model":"a\xc3\xa9","stream":false,"messages":{}}', ("a\u00e9", False, False)),
+        (b'{"model":"\\u0061","stream":null}', (None, False, False)),
+        (b'{"model":"","stream":1,"messages":[1]}', (None, None, True)),
+        (b'{"model":["a"],"messages":"["}', (None, False, False)),
+        (b"{}", (None, False, False)),
+    ],
+)
+def test_looks_at_what_most_bodies_say(scanner: Any, body: bytes, found: tuple[Any, ...]) -> None:
+    one = scanner(["model", "stream", "messages"])
+    assert one.look(body, 0b100) == (one.scan(body), *found)
+    assert one.look(body, 0)[3] is True
+    assert one.look(body, 0b1100)[3] is False  # there is no fourth name
+
+
+def test_the_same_strings_come_back_whatever_was_asked_in_between(scanner: Any) -> None:
+    one = scanner(["model"])
+    for n in (*range(600), 3, 599):
+        assert one.look(b'{"model":"%d"}' % n, 0)[1] == str(n)
+    assert one.look(b'{"model":"%b"}' % (b"x" * 5000), 0)[1] == "x" * 5000

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 
 from support.exchanges import CHAT, EXCHANGES
+from support.records import take
 from turnout.exchange import Attempt, Cut, Exchange, Saved, Usage
 from turnout.telemetry import record as compact
 from turnout.telemetry.ring import Ring
@@ -67,8 +68,8 @@ def test_native_and_twin_count_alike_and_record_the_same_bytes(exchanges: list[E
             settle(one, x, labels, account)
         assert rings[0].dropped == rings[1].dropped
         if len(x.body) % 2:
-            assert rings[0].take_nowait() == rings[1].take_nowait()
-    assert rings[0].take_nowait() == rings[1].take_nowait()
+            assert take(rings[0]) == take(rings[1])
+    assert take(rings[0]) == take(rings[1])
     assert native.rows() == twin.rows()
     for end in ends:
         next(end, None)
@@ -82,7 +83,7 @@ def test_a_record_comes_out_of_the_ring_as_it_was(kind: Any, ring: Ring) -> None
     tally = kind(ring, BOUNDS, 10)
     x = ended(attempts=tries, usage=usage, cuts=cuts, saved=saved, model="é" * 200)
     settle(tally, x)
-    (raw,) = ring.take_nowait()
+    (raw,) = take(ring)
     got = compact.decode(raw)
     assert got == compact.of(x, 3)
     assert (got.attempts, got.usage, got.cuts, got.saved) == (tries, usage, cuts, saved)
@@ -120,7 +121,7 @@ def test_a_full_ring_drops_the_record_and_counts_the_request(kind: Any) -> None:
         tally = kind(ring, BOUNDS, 2)
         for _ in range(3):
             settle(tally, ended())
-        kept = ring.take_nowait()
+        kept = take(ring)
         assert len(kept) + ring.dropped == 3
         assert ring.dropped
         assert dict(tally.rows()[0][1]) == {200: 3}
@@ -130,7 +131,7 @@ def test_a_full_ring_drops_the_record_and_counts_the_request(kind: Any) -> None:
 def test_what_is_no_record_is_refused(kind: Any, ring: Ring, wrong: Any) -> None:
     with pytest.raises((TypeError, ValueError, OverflowError)):
         settle(kind(ring, BOUNDS, 2), ended(finish=wrong))
-    assert ring.take_nowait() == []
+    assert take(ring) == []
 
 
 def test_the_places_are_those_of_the_record() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from ..native import ledger_rows
+from ..native import ledger_batch
 
 MOST_WAITING_BYTES = 16 * 1024 * 1024
 RETRY_NS = 1_000_000_000  # after a failure, and between two syncs
@@ -63,7 +63,7 @@ class _Day:
 
     def __init__(self) -> None:
         self.fd = -1
-        self.waiting = bytearray()
+        self.waiting: list[bytes] = []  # whole lines, but for the first: see above
         self.dirty = False  # written since the last sync
 
 
@@ -91,19 +91,27 @@ class Ledger:
         """Bytes in memory that no file has yet."""
         return self._bytes
 
-    def add(self, record: bytes) -> bool:
-        """Take the rows of one request (native.ledger_rows makes them of its record); they are written with the next
-        `flush`. True: nothing about it is of interest to others. Raises ValueError for what is no record."""
-        name, lines, count, plain = ledger_rows(record)
-        if self._bytes + len(lines) > self._most:
-            self.lost += count
-        elif lines:
+    def add(self, piece: bytes, most: int, everything: bool) -> tuple[list[bytes], int, int, int, int]:
+        """Take the rows of the requests whose records lie in a piece of a ring; they are written with the next `flush`.
+
+        Arguments and results are those of native.ledger_batch, less the rows: the records that are of interest to others,
+        how many were taken, how many of these were none, their bytes, and those that the next one has.
+        """
+        days, *rest = ledger_batch(piece, most, everything)
+        for name, lines in days:
+            room = self._most - self._bytes
+            if len(lines) > room:
+                fit = lines.rfind(b"\n", 0, room) + 1
+                self.lost += lines.count(b"\n", fit)
+                lines = lines[:fit]
+            if not lines:
+                continue
             day = self._days.get(name)
             if day is None:
                 day = self._days[name] = _Day()
-            day.waiting += lines
+            day.waiting.append(lines)
             self._bytes += len(lines)
-        return bool(plain)
+        return tuple(rest)
 
     def flush(self, now_ns: int) -> None:
         """Write what waits, one write per day's file; sync once a second. After a failure it tries once a second."""
@@ -118,7 +126,7 @@ class Ledger:
         if self._bytes:
             self._write_all(0)
         self._sync()
-        self.lost += sum(day.waiting.count(b"\n") for day in self._days.values())
+        self.lost += sum(lines.count(b"\n") for day in self._days.values() for lines in day.waiting)
         for day in self._days.values():
             if day.fd >= 0:
                 os.close(day.fd)
@@ -141,10 +149,14 @@ class Ledger:
         """Raises `OSError`; what was written until then is off the buffer."""
         if day.fd < 0:
             day.fd = self._open(name)
-        while day.waiting:
-            done = os.write(day.fd, day.waiting)
-            day.dirty = True
-            del day.waiting[:done]
+        lines = day.waiting[0] if len(day.waiting) == 1 else b"".join(day.waiting)
+        done = 0
+        try:
+            while done < len(lines):
+                done += os.write(day.fd, memoryview(lines)[done:])
+                day.dirty = True
+        finally:
+            day.waiting = [lines[done:]] if done < len(lines) else []
             self._bytes -= done
 
     def _open(self, name: str) -> int:

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import msgspec
 
@@ -32,7 +33,8 @@ _ONE = (b"null", b"1")
 
 class Policy:
     """`names`: of the fields in the spans of a request. `partition`: what sets the route's answers apart from those of other routes and other versions of it, see `version`.
-    `sets`: fields the route writes over the client's. `facts`: what else of a request decides about who is asked."""
+    `sets`: fields the route writes over the client's. `facts`: what else of a request decides about who is asked.
+    `endpoint`: where else vectors come from (semantic.remote.endpoint.Endpoint)."""
 
     def __init__(
         self,
@@ -41,6 +43,7 @@ class Policy:
         partition: bytes,
         sets: tuple[tuple[bytes, bytes], ...] = (),
         facts: Callable[[Exchange], bytes] | None = None,
+        endpoint: Any = None,
     ) -> None:
         self.spec = spec
         self.exact = spec.kept
@@ -52,9 +55,11 @@ class Policy:
         # What is written over is the same for all, and stands in the partition.
         self._skip = sorted(TRANSPORT | set(spec.ignore) | set(self._sets))
         self._facts = facts
+        self.endpoint = endpoint
         self.questions: Questions | None = None
         if spec.semantic is not None:
-            version = lexicon_version()
+            # Of another model the vectors have nothing in common with these: its scopes are others.
+            version = lexicon_version() + (endpoint.space if endpoint is not None else b"")
             self.questions = Questions(spec.semantic, names, self._skip, partition, facts, version)
         self._met: dict[tuple[int, bytes, bytes], tuple[bytes, bytes]] = {}
         self._places = tuple((name, 2 * names.index(name)) for name in LOOKED_AT)

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from .semantic.spec import Semantic
+from .semantic.spec import Embedding, Semantic
 
 # Fields that say who asks and how it is accounted for, not what is asked. They are part of the digest all the same,
 # because an upstream may look at them; a route that knows better leaves them out.
@@ -57,6 +57,7 @@ class MemorySpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     disk_mb: Annotated[int, Meta(ge=1, le=1_000_000)] = (
         512  # of the semantic cache in state.dir, where there is no Redis
     )
+    embedding: Embedding | None = None  # of all routes with a semantic cache that do not say another thing
 
     @property
     def bounds(self) -> tuple[int, int]:
@@ -67,6 +68,11 @@ class MemorySpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     def semantic_bounds(self) -> tuple[int, int]:
         """The same of questions and vectors."""
         return self._share(self.semantic_mb)
+
+    @property
+    def snapshot_bounds(self) -> tuple[int, int]:
+        """The same of the snapshots of large scopes, in state.dir."""
+        return self._share(self.disk_mb // 4)
 
     def _share(self, mb: int) -> tuple[int, int]:
         most = mb << 20

@@ -8,6 +8,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import msgspec
@@ -208,10 +209,16 @@ class Depot(Leases, Protocol):
 
     async def delete(self, *keys: bytes) -> int | None: ...
     async def command(self, key: bytes, *args: bytes | int) -> Any: ...
+    def listening(self, channel: bytes) -> AbstractContextManager[asyncio.Event]: ...
 
 
 LOOK_S = 1.0  # how often it is looked whether another host has purged something
 PURGES_MS = 31 * 86_400_000  # longer than any answer lives
+
+
+def purges_key(depot: Depot) -> bytes:
+    """Of the list of all purges, with their times."""
+    return depot.key("cache", "purges")
 
 
 class OverRedis:
@@ -223,7 +230,7 @@ class OverRedis:
     def __init__(self, depot: Depot, memory: Memory) -> None:
         self.depot = depot
         self._memory = memory
-        self._list = depot.key("cache", "purges")
+        self._list = purges_key(depot)
         self._heard = 0
         self._look_s = 0.0
         self._purges = Purges()

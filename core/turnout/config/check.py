@@ -19,7 +19,7 @@ from ..state import spec as redis
 from .hosts import is_loopback, is_private, url_fault, url_parts
 from .model import Config, ListenTls
 from .problem import Findings, Locate, Path, Problem
-from .routing import check_targets, is_header_text
+from .routing import check_embedding, check_targets, is_header_text
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # goes into headers, metric labels and file names as it is
 NAME_SAYS = "use letters, digits, `.`, `_` and `-`, beginning with a letter or digit"
@@ -314,10 +314,13 @@ def _check_routes(config: Config, found: Findings) -> None:
             found.error(
                 (*path, "cache"), "asks for nothing: set `exact`, `semantic` or `single_flight`, or leave it out"
             )
+        if route.cache is not None and route.cache.semantic is not None:
+            check_embedding((*path, "cache", "semantic", "embedding"), route.cache.semantic.embedding, config, found)
         for field in sorted(_NOT_SET & route.set.keys()):
             found.error(
                 (*path, "set", field), "cannot be set: a route changes how a request is answered, not what it asks"
             )
+    check_embedding(("cache", "embedding"), config.cache.embedding, config, found)
     if not routes:
         found.error(("routes",), "no route: nothing could be asked for")
 

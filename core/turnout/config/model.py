@@ -6,6 +6,7 @@ import msgspec
 from msgspec import Meta
 
 from ..admit.spec import AuthSpec
+from ..cache.semantic.spec import Embedding
 from ..cache.spec import CacheSpec, MemorySpec
 from ..catalog import Override
 from ..route.spec import RouteSpec
@@ -84,8 +85,20 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         return max([self.listen.max_body_bytes, *(route.max_body_bytes or 0 for route in self.routes)])
 
     @property
+    def traced_share(self) -> float:
+        """Of the requests that nobody traces already."""
+        return self.telemetry.traces.sample if self.telemetry.traces.endpoint else 0.0
+
+    @property
     def needs_semantic(self) -> bool:
         return any(route.cache is not None and route.cache.semantic is not None for route in self.routes)
+
+    def embedding_of(self, route: RouteConfig) -> Embedding | None:
+        """By whose vectors this route's kept questions are found too."""
+        semantic = route.cache.semantic if route.cache is not None else None
+        if semantic is None or semantic.embedding == "off":
+            return None
+        return semantic.embedding if isinstance(semantic.embedding, Embedding) else self.cache.embedding
 
     @property
     def needs_board(self) -> bool:

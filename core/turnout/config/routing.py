@@ -3,6 +3,8 @@
 import math
 from typing import Any
 
+from ..cache.semantic.spec import Embedding
+from ..catalog import Catalog
 from ..route.condition import Condition
 from ..route.policies import Ordered
 from ..route.policies.conditional import Conditional
@@ -28,6 +30,27 @@ def check_targets(path: Path, route: RouteSpec, config: Config, found: Findings)
     _check_group(path, route, config, found, {}, 0)
     if route.hedge is not None and sum(_places(t, config) for t in leaves(route)) < 2:
         found.error((*path, "hedge"), "this route has one target: there is nobody else to ask")
+
+
+def check_embedding(path: Path, spec: Embedding | str | None, config: Config, found: Findings) -> None:
+    """Whether there can be vectors from there."""
+    if not isinstance(spec, Embedding):
+        return
+    provider = config.providers.get(spec.provider)
+    if provider is None:
+        known = ", ".join(shorten(name) for name in config.providers) or "none"
+        found.error((*path, "provider"), f"no such provider; configured: {known}")
+    elif not getattr(type(provider), "embeds", False):
+        kind = type(provider).__struct_config__.tag
+        found.error((*path, "provider"), f"a provider of kind {kind} has no embeddings")
+    if not (spec.model and is_header_text(spec.model)):
+        found.error((*path, "model"), "expected printable ASCII")
+        return
+    told = config.models.get(spec.model)
+    facts = Catalog.builtin().find(spec.model, spec.provider)
+    kind = told.kind if told is not None and told.kind is not None else facts.kind if facts is not None else "embedding"
+    if kind != "embedding":
+        found.warn((*path, "model"), "is not known as a model for embeddings")
 
 
 def _places(target: TargetSpec, config: Config) -> int:

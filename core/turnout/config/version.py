@@ -44,6 +44,15 @@ class Facts:
         return b"".join([b"1" if condition.met(x) else b"0" for condition in self._conditions])
 
 
+def _conditions(route: RouteSpec) -> list[Condition]:
+    return [c for p in policies(route) if isinstance(p, Conditional) for rule in p.rules for c in rule.when]
+
+
 def facts_of(route: RouteSpec) -> Facts | None:
-    found = [c for p in policies(route) if isinstance(p, Conditional) for rule in p.rules for c in rule.when]
+    found = _conditions(route)
     return Facts(found) if found else None
+
+
+def heeds_headers(route: RouteSpec) -> bool:
+    """Whether its conditions look at headers of the client's."""
+    return any(condition.field.startswith("header.") for condition in _conditions(route))

@@ -1,4 +1,4 @@
-"""The client's side of one exchange over ASGI, and the one timer that looks after all of them.
+"""The client's side of one exchange, and the one timer that looks after all of them.
 
 A request that is over in 50 ms pays for no watcher and no timer: the tick finds only those that take longer. For those
 it starts to watch for `http.disconnect`, because `send()` does not raise after the client has left (granian), and it
@@ -12,7 +12,8 @@ from types import CoroutineType
 from typing import Any
 
 from ..errors import Fault
-from ..exchange import Headers, Receive, Send
+from ..exchange import Headers
+from .incoming import Arrival
 
 WATCH_AFTER_NS = 50_000_000
 # A client, or a proxy before us, that waits longer than this for a response head may give up (DESIGN, section 6).
@@ -24,27 +25,23 @@ MOST_PIECE = 32 * 1024
 BEAT = b": turnout is waiting for the upstream\n\n"
 
 
-class AsgiCaller:
-    """`receive` and `send` of one ASGI request."""
+class ServerCaller:
+    """What the flow asks of the client of one request."""
 
     __slots__ = (
-        "_beat", "_beat_ns", "_body_done", "_closing", "_eager", "_extensions", "_held", "_length", "_pending", "_receive", "_send", "_watch", "early", "ended", "gone", "slow",
+        "_beat", "_beat_ns", "_body_done", "_closing", "_eager", "_held", "_incoming", "_length", "_pending", "_watch", "early", "ended", "gone", "slow",
         "started_ns", "stays", "task",
     )  # fmt: skip
 
     def __init__(
         self,
-        receive: Receive,
-        send: Send,
+        incoming: Arrival,
         length: int,
         started_ns: int,
         task: "asyncio.Task[Any] | None",
         closing: bool,
-        extensions: dict[str, Any] | None = None,
     ) -> None:
-        self._extensions = extensions
-        self._receive = receive
-        self._send = send
+        self._incoming = incoming
         self._length = length  # content-length, -1 if there is none
         self.started_ns = started_ns
         self.task = task
@@ -63,12 +60,10 @@ class AsgiCaller:
         self._eager = False  # `send` begins when it is called, not when it is awaited
 
     def body_nowait(self, most: int) -> bytes | None:
-        """The whole body where engine native has all of it; None: `read_body` waits for it. Raises Fault too_large."""
+        """The whole body where the server has all of it; None: `read_body` waits for it. Raises Fault too_large."""
         if self._length > most:
             raise Fault("too_large", f"the request body is over the limit of {most} bytes")
-        if not self._extensions or "turnout.body" not in self._extensions:
-            return None
-        whole: bytes | None = self._receive.__self__.body()  # type: ignore[attr-defined]
+        whole = self._incoming.body()
         if whole is not None:
             if len(whole) > most:
                 raise Fault("too_large", f"the request body is over the limit of {most} bytes")
@@ -83,7 +78,7 @@ class AsgiCaller:
         size = 0
         while True:
             try:
-                event = await self._receive()
+                event = await self._incoming.receive()
             except asyncio.CancelledError:
                 if not self.slow:
                     raise
@@ -108,23 +103,25 @@ class AsgiCaller:
     async def start(self, status: int, headers: Headers) -> None:
         if self._closing:
             headers.append((b"connection", b"close"))
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        await self._incoming.send({"type": "http.response.start", "status": status, "headers": headers})
 
     def reply_nowait(self, status: int, headers: Headers, body: bytes) -> bool:
         """A whole answer in one call, on engine native, which takes it without waiting. False: `reply` has to be awaited."""
-        if not self._extensions or "turnout.reply" not in self._extensions:
-            return False
         if self._closing:
             headers.append((b"connection", b"close"))
-        self._send.__self__.reply(status, headers, body)  # type: ignore[attr-defined]
-        return True
+        if self._incoming.reply(status, headers, body):
+            return True
+        if self._closing:
+            headers.pop()
+        return False
 
     async def reply(self, status: int, headers: Headers, body: bytes) -> None:
         """A whole answer at once."""
         if self.reply_nowait(status, headers, body):
             return
+        headers.append((b"content-length", b"%d" % len(body)))
         await self.start(status, headers)
-        await self._send({"type": "http.response.body", "body": body, "more_body": False})
+        await self._incoming.send({"type": "http.response.body", "body": body, "more_body": False})
 
     async def send(self, data: bytes, more: bool) -> None:
         """One piece of the body. Waits until the piece before it is through: so the client's pace holds us back."""
@@ -140,7 +137,7 @@ class AsgiCaller:
             self._pending = None
             if not pending.done():
                 await pending
-        sent: Any = self._send({"type": "http.response.body", "body": data, "more_body": more})
+        sent: Any = self._incoming.send({"type": "http.response.body", "body": data, "more_body": more})
         self._eager = not isinstance(sent, CoroutineType)
         if more and self._eager:
             self._pending = sent if hasattr(sent, "done") else None
@@ -156,14 +153,14 @@ class AsgiCaller:
         pending = self._pending
         if not self._eager or len(data) > MOST_PIECE or (pending is not None and not pending.done()):
             return False
-        sent: Any = self._send({"type": "http.response.body", "body": data, "more_body": True})
+        sent: Any = self._incoming.send({"type": "http.response.body", "body": data, "more_body": True})
         self._pending = sent if hasattr(sent, "done") else None
         return True
 
     @property
     def relay_to(self) -> Any:
         """What a native call's `relay` writes to; None on a server without the extension."""
-        return self._send if self._extensions and "turnout.relay" in self._extensions else None
+        return self._incoming.relay_to
 
     def hold(self, headers: Headers) -> None:
         """The response head waits for the commit; should that take long, it goes out early with these headers."""
@@ -208,7 +205,7 @@ class AsgiCaller:
         await self.send(BEAT, True)
 
     def _listen(self) -> None:
-        waiting: Any = self._receive()
+        waiting: Any = self._incoming.receive()
         if not hasattr(waiting, "add_done_callback"):  # a coroutine, on servers other than granian
             waiting = asyncio.ensure_future(waiting)
         self._watch = waiting
@@ -233,18 +230,18 @@ class Callers:
     """All exchanges of one worker. `tick` costs nothing for those that end within 50 ms."""
 
     def __init__(self, body_timeout_ms: int) -> None:
-        self._young: deque[AsgiCaller] = deque()
-        self._old: list[AsgiCaller] = []
+        self._young: deque[ServerCaller] = deque()
+        self._old: list[ServerCaller] = []
         self._ticks = 0
         self.body_ns = body_timeout_ms * 1_000_000
         self.live = 0
         self.draining = False
 
-    def add(self, caller: AsgiCaller) -> None:
+    def add(self, caller: ServerCaller) -> None:
         self.live += 1
         self._young.append(caller)
 
-    def remove(self, caller: AsgiCaller) -> None:
+    def remove(self, caller: ServerCaller) -> None:
         self.live -= 1
         caller.end()
 

@@ -1,9 +1,10 @@
 """What supervisor and workers say to each other over a socket pair: MessagePack with a length in front.
 
 Supervisor to worker: ("config", {version, data, secrets, simulators}), ("metrics", [number, None]), ("drain", seconds),
-("explain", [number, question]), ("purge", [number, purge]).
+("explain", [number, question]), ("purge", [number, purge]), ("news", None): another worker's, see below.
 Worker to supervisor: ("ready", pid), ("applied", version), ("metrics", [number, snapshot]), ("failed", message),
-("answer", [number, report]).
+("answer", [number, report]), ("note", a line for the operator), ("news", None): the others
+are to look what was written down.
 """
 
 import asyncio

@@ -9,14 +9,15 @@ from typing import Any
 
 import msgspec
 
-from ..admit.keys import presented_key
 from ..cache.wish import NAMES as WISHES
 from ..clock import Clock
 from ..errors import Fault
-from ..exchange import Exchange, Headers, Receive, Send, Surface, Trace
+from ..exchange import Exchange, Send, Surface, Trace
 from ..flow import JSON_HEADER, Flow
+from ..native import HeadReader
 from ..wire.headers import KEY_HEADERS, OWN_HEADERS, TO_UPSTREAM
-from .caller import AsgiCaller, Callers
+from .caller import Callers, ServerCaller
+from .incoming import Arrival
 
 SURFACES: dict[str, Surface] = {
     s.path: s
@@ -31,14 +32,12 @@ HEALTH = "/healthz"
 READY = "/readyz"
 FEEDBACK = "/v1/cache/feedback"
 
-# RFC 9110, 7.2 and RFC 3986, 3.2: a name, an IPv4 or a bracketed IPv6 address, and perhaps a port.
-_HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?\Z")
 _TRACEPARENT = re.compile(rb"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})\Z")
-_AUTHORIZATION, _HOST_NAME, _LENGTH, _OTHER_KEY, _OWN, _ENCODING, _TRACE, _WISH, _FORWARD = range(9)
-# The request headers that are read; all others are passed over with one look-up.
+# What is done with a request header: the first five are HeadReader's own. All others are passed over.
+_AUTHORIZATION, _HOST, _LENGTH, _OTHER_KEY, _ENCODING, _OWN, _TRACE, _WISH, _FORWARD = range(9)
 _READ: dict[bytes, int] = {
     b"authorization": _AUTHORIZATION,
-    b"host": _HOST_NAME,
+    b"host": _HOST,
     b"content-length": _LENGTH,
     b"content-encoding": _ENCODING,
     b"traceparent": _TRACE,
@@ -48,16 +47,24 @@ _READ: dict[bytes, int] = {
     **dict.fromkeys(TO_UPSTREAM, _FORWARD),
 }
 MOST_HEADERS = 90  # hyper itself answers 431 without a body beyond 100: below that the words are ours
+# What HeadReader finds wrong with a head -> kind and message of the Fault.
+_BAD_HEAD = {
+    "headers": ("bad_header", f"more than {MOST_HEADERS} headers"),
+    "hosts": ("bad_host", "more than one Host header"),
+    "no_host": ("bad_host", "the Host header is missing"),
+    "host": ("bad_host", "the Host header is not valid"),
+    "length": ("bad_header", "content-length must be a number"),
+    "encoding": ("bad_encoding", "compressed request bodies are not accepted; send them as they are"),
+}
 # RFC 9110, 15.5.6: a 405 names what is allowed.
 _ALLOW_POST = ((b"allow", b"POST"),)
 _ALLOW_GET = ((b"allow", b"GET, HEAD"),)
 MOST_FEEDBACK = 4096
-MOST_HOSTS = 64  # names of this gateway that are remembered
 MOST_OWN = 512  # of an x-turnout header: they end up in logs and traces
 
 
 class Endpoints:
-    """The ASGI side of one worker. `flow` is exchanged as a whole when a new config comes."""
+    """What one worker serves. `flow` is exchanged as a whole when a new config comes."""
 
     def __init__(self, flow: Flow, clock: Clock, callers: Callers, rng: Random, sample: float) -> None:
         self.flow = flow
@@ -68,38 +75,45 @@ class Endpoints:
         self._callers = callers
         self._loop = asyncio.get_running_loop()
         self._rng = rng
-        self._hosts: set[bytes] = set()  # valid ones, as they come again and again
+        self._reader = HeadReader(_READ, MOST_HEADERS)
         # Unique across restarts and workers, and cheap: a random start for the process, then a counter.
         self._ids = map(f"req_{os.urandom(8).hex()}%07x".__mod__, itertools.count(1))
 
-    async def http(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+    async def serve(self, incoming: Arrival) -> None:
         """One request."""
-        path = scope["path"]
+        path = incoming.path
         surface = SURFACES.get(path)
         if surface is None:
-            await self._small(scope, path, receive, send)
+            await self._small(incoming, path)
             return
         started_ns = self._now()
+        flow, callers = self.flow, self._callers
         x = Exchange(
             id=next(self._ids),
             surface=surface,
             started_ns=started_ns,
             wall_ns=self._wall(),
-            config_version=self.flow.version,
-            headers=scope["headers"],
+            config_version=flow.version,
         )
-        flow, callers = self.flow, self._callers
+        method = incoming.method
+        if flow.heeds_headers:
+            x.headers = incoming.headers()
         try:
-            key, length = self._read_head(x, scope)
-            if scope["method"] != "POST":
-                raise Fault("bad_method", f"{scope['method'][:20]} is not allowed here; use POST", headers=_ALLOW_POST)
+            try:
+                key, length, rest = incoming.head(self._reader)
+            except ValueError as exc:
+                raise Fault(*_BAD_HEAD[exc.args[0]]) from None
+            if rest or self.sample:
+                self._read_rest(x, rest)
+            if method != "POST":
+                raise Fault("bad_method", f"{method[:20]} is not allowed here; use POST", headers=_ALLOW_POST)
         except Fault as fault:
             x.fault = fault
-            await flow.refuse(x, fault, AsgiCaller(receive, send, -1, started_ns, None, callers.draining))
+            await flow.refuse(x, fault, ServerCaller(incoming, -1, started_ns, None, callers.draining))
             flow.settle(x)
             return
         task = asyncio.current_task(self._loop)  # given the loop it asks the system for nothing
-        caller = AsgiCaller(receive, send, length, started_ns, task, callers.draining, scope.get("extensions"))
+        caller = ServerCaller(incoming, length, started_ns, task, callers.draining)
         callers.add(caller)
         try:
             await flow.handle(x, key, caller)
@@ -109,56 +123,19 @@ class Endpoints:
         finally:
             callers.remove(caller)
 
-    def _read_head(self, x: Exchange, scope: dict[str, Any]) -> tuple[bytes | None, int]:
-        """One pass over the headers: the presented key and the content-length (-1: none). Raises Fault."""
-        headers: Headers = scope["headers"]
-        host: bytes | None = None
-        authorization: bytes | None = None
-        other: bytes | None = None
-        length = -1
-        if len(headers) > MOST_HEADERS:
-            raise Fault("bad_header", f"more than {MOST_HEADERS} headers")
-        for name, value in headers:
-            if name not in _READ:
-                continue
-            kind = _READ[name]
-            if kind == _AUTHORIZATION:
-                authorization = value
-            elif kind == _HOST_NAME:
-                if host is not None:
-                    raise Fault("bad_host", "more than one Host header")
-                host = value
-            elif kind == _LENGTH:
-                if not value.isdigit():
-                    raise Fault("bad_header", "content-length must be a number")
-                length = int(value)
-            elif kind == _OTHER_KEY:
-                other = value
-            elif kind == _OWN:
+    def _read_rest(self, x: Exchange, rest: list[tuple[int, bytes, bytes]]) -> None:
+        """The headers that not every request has. Raises Fault."""
+        for kind, name, value in rest:
+            if kind == _OWN:
                 self._own_header(x, name, value)
-            elif kind == _ENCODING:
-                if value.strip().lower() != b"identity":
-                    raise Fault("bad_encoding", "compressed request bodies are not accepted; send them as they are")
             elif kind == _TRACE:
                 self._traceparent(x, value)
             elif kind == _WISH:
                 x.wishes = (*x.wishes, (name, value))
             else:
-                x.forward.append((name, value))
-        if host is None:
-            raise Fault("bad_host", "the Host header is missing")
-        if host not in self._hosts:
-            self._check_host(host)
+                x.forward = [*x.forward, (name, value)]
         if self.sample and x.trace is None and self._rng.random() < self.sample:
             x.trace = Trace(f"{self._rng.getrandbits(128) or 1:032x}", "")
-        return presented_key(authorization, other), length
-
-    def _check_host(self, host: bytes) -> None:
-        if not _HOST.match(host):
-            raise Fault("bad_host", "the Host header is not valid")
-        if len(self._hosts) == MOST_HOSTS:
-            self._hosts.clear()
-        self._hosts.add(host)
 
     def _traceparent(self, x: Exchange, value: bytes) -> None:
         """A sampled W3C trace context is carried on when traces are exported; anything malformed is ignored."""
@@ -188,28 +165,31 @@ class Endpoints:
 
     # ---- what is not a model surface
 
-    async def _small(self, scope: dict[str, Any], path: str, receive: Receive, send: Send) -> None:
-        method = scope["method"]
+    async def _small(self, incoming: Arrival, path: str) -> None:
+        method, send = incoming.method, incoming.send
+        request_id = next(self._ids)
         try:
-            x = Exchange(id=next(self._ids), surface=_NONE, started_ns=self._now(), wall_ns=0, config_version=0)
-            key, length = self._read_head(x, scope)
+            try:
+                key, length, _ = incoming.head(self._reader)
+            except ValueError as exc:
+                raise Fault(*_BAD_HEAD[exc.args[0]]) from None
             if path == FEEDBACK:
                 if method != "POST":
                     raise Fault("bad_method", f"{method[:20]} is not allowed here; use POST", headers=_ALLOW_POST)
                 who = self.flow.keyring.admit(key)
-                body = await AsgiCaller(receive, send, length, x.started_ns, None, False).read_body(MOST_FEEDBACK)
-                await _answer(send, 200, {"known": self.flow.feedback(who.tenant, body)}, x.id)
+                body = await ServerCaller(incoming, length, self._now(), None, False).read_body(MOST_FEEDBACK)
+                await _answer(send, 200, {"known": self.flow.feedback(who.tenant, body)}, request_id)
                 return
             if path in (HEALTH, READY):
                 if method not in ("GET", "HEAD"):
                     raise Fault("bad_method", f"{method[:20]} is not allowed here; use GET", headers=_ALLOW_GET)
                 good = path == HEALTH or self.ready
-                await _answer(send, 200 if good else 503, {"status": "ok" if good else "draining"}, x.id)
+                await _answer(send, 200 if good else 503, {"status": "ok" if good else "draining"}, request_id)
                 return
             if path == MODELS or path.startswith(MODELS + "/"):
                 if method not in ("GET", "HEAD"):
                     raise Fault("bad_method", f"{method[:20]} is not allowed here; use GET", headers=_ALLOW_GET)
-                await _answer(send, 200, self._models(key, path[len(MODELS) + 1 :]), x.id)
+                await _answer(send, 200, self._models(key, path[len(MODELS) + 1 :]), request_id)
                 return
             raise Fault("no_path", f"unknown request URL: {method[:20]} {path[:200]}")
         except Fault as fault:
@@ -217,7 +197,7 @@ class Endpoints:
             headers = [
                 JSON_HEADER,
                 (b"content-length", b"%d" % len(body)),
-                (b"x-request-id", x.id.encode()),
+                (b"x-request-id", request_id.encode()),
                 *fault.headers,
             ]
             if fault.status == 401:
@@ -243,9 +223,6 @@ class Endpoints:
             "first_id": names[0] if names else None,
             "last_id": names[-1] if names else None,
         }
-
-
-_NONE = Surface("", "", "", (), False, "")
 
 
 async def _answer(send: Send, status: int, body: dict[str, Any], request_id: str) -> None:

@@ -33,7 +33,6 @@ from ..upstream.simulator.launch import Simulator
 from . import control
 from .admin import Admin
 from .listeners import open_listeners
-from .question import Question
 from .sharing import Sharing
 
 Say = Callable[[str], None]
@@ -230,7 +229,11 @@ class Supervisor:
                         answer.set_result(value[1])
                 elif kind == "applied":
                     slot.applied = value
-                elif kind == "failed":
+                elif kind == "news":
+                    for other in self.slots:
+                        if other is not slot:
+                            self._send(other, kind, value)
+                elif kind in ("failed", "note"):
                     self.say(f"worker {slot.number}: {value}")
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
@@ -271,10 +274,6 @@ class Supervisor:
         }
 
     # ---- metrics
-
-    async def explain(self, question: Question) -> dict[int, Any]:
-        """What every worker would do with such a request."""
-        return await self.ask("explain", msgspec.to_builtins(question))
 
     async def ask(self, kind: str, value: Any, wait_s: float = 1.0) -> dict[int, Any]:
         """Every worker's answer to a question, by its number."""

@@ -34,9 +34,6 @@ class Try(msgspec.Struct, frozen=True):
     cause: str  # first | fallback | retry | hedge
 
 
-_BEST = Try(0, "first")  # what nearly every request begins with
-
-
 class Wait(msgspec.Struct, frozen=True):
     until_ns: int
 
@@ -79,14 +76,18 @@ class Attempts:
         if self._final is not None or now_ns >= self._deadline_ns:
             return None
         for i in self._open:
-            health = self.targets[i].health
-            if health.allows(now_ns) and health.taken(now_ns):
+            if self.targets[i].health.starts(now_ns):
                 self._open.remove(i)
                 self._tries += 1
-                return Try(i, "fallback" if self._tries > 1 else "first") if i or self._tries > 1 else _BEST
+                return Try(i, "fallback" if self._tries > 1 else "first")
         if not self._tries and not self._ready_ns:
             return self._last_resort(now_ns)
         return self._again(now_ns)
+
+    def began(self) -> None:
+        """The best target was tried already."""
+        self._open.remove(0)
+        self._tries = 1
 
     def beside(self, now_ns: int, pay: Callable[[], bool]) -> Try | None:
         """A hedge, while the last try is under way; None where there is no target for it, no time or no token."""

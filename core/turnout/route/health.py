@@ -89,6 +89,12 @@ class Breaker:
             return False
         return self._claims is None or not self._claims.recent(0, 1, now_ns // PROBE_EVERY_NS)
 
+    def starts(self, now_ns: int) -> bool:
+        """Whether a request goes there now: `allows`, and then `taken`."""
+        if now_ns >= self._calm_ns or self.allows(now_ns):
+            return not self.open_until_ns or self.taken(now_ns)
+        return False
+
     def _may_probe(self, now_ns: int) -> bool:
         """As far as this worker knows."""
         if now_ns < self.cool_until_ns or now_ns < self.open_until_ns:

@@ -10,6 +10,7 @@ A key is `prefix:{tag}:...`: what has one tag lies on one node of a cluster. Val
 import asyncio
 import hashlib
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from random import Random
 from time import perf_counter
 from typing import Protocol
@@ -162,6 +163,10 @@ class Depot:
                         await called.wait()
                 except TimeoutError:
                     pass
+
+    def listening(self, channel: bytes) -> AbstractContextManager[asyncio.Event]:
+        """An event that is set when somebody published there; one may get lost with a connection."""
+        return self._ear.listening(channel)
 
     # ---- leases, scripts, the rest
 

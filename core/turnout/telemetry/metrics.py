@@ -114,14 +114,32 @@ FAMILIES: dict[str, tuple[str, tuple[str, ...], str, tuple[float, ...]]] = {
     "turnout_semantic_total": (
         "counter",
         ("route", "outcome"),
-        "Semantic look-ups: hit, hit-deep, far, score, score-deep, gone, or bypass-REASON",
+        "Semantic look-ups: hit, hit-deep, far, score, score-deep, gone, or bypass-REASON; of an endpoint: hit-proposed, hit-deep-proposed, hit-gate",
         (),
     ),
     "turnout_semantic_late_total": ("counter", ("route",), "Second looks that did not come in time", ()),
     "turnout_semantic_labels_total": (
         "counter",
         ("route", "kind", "verdict"),
-        "Hits asked again (check), misses near a kept question (miss) and users' words (feedback): right, wrong, unclear",
+        "Hits asked again (check), misses near a kept question (miss, by an endpoint's vectors: found) and users' words (feedback): right, wrong, unclear",
+        (),
+    ),
+    "turnout_semantic_embeddings_total": (
+        "counter",
+        ("provider", "model", "outcome"),
+        "Vectors asked of an endpoint: ok, or why there was none; late: a request went on without it",
+        (),
+    ),
+    "turnout_semantic_embeddings_paused": (
+        "gauge",
+        ("provider", "model"),
+        "Workers that leave an endpoint alone for now",
+        (),
+    ),
+    "turnout_semantic_gate": (
+        "gauge",
+        ("route", "tenant", "embedding"),
+        "Cosine of an endpoint's vectors from which on an answer is given; over 1: closed",
         (),
     ),
     "turnout_semantic_threshold": ("gauge", ("route", "tenant"), "Score from which on an answer is given", ()),
@@ -134,6 +152,18 @@ FAMILIES: dict[str, tuple[str, tuple[str, ...], str, tuple[float, ...]]] = {
     "turnout_semantic_bytes": ("gauge", (), "Memory of questions and their vectors", ()),
     "turnout_semantic_scopes": ("gauge", (), "Scopes in memory", ()),
     "turnout_semantic_evictions_total": ("counter", ("what",), "Questions (item) and scopes that made room", ()),
+    "turnout_semantic_heard_seconds": (
+        "histogram",
+        (),
+        "From when a question was learned by one worker until another knows it",
+        WAITS,
+    ),
+    "turnout_semantic_snapshots_total": (
+        "counter",
+        ("what",),
+        "Snapshots of large scopes on disk: written, used, evicted, refused (damaged, old), failed, large (no room)",
+        (),
+    ),
     "turnout_semantic_errors_total": ("counter", ("kind",), "What went wrong with the books of the semantic cache", ()),
     "turnout_cache_backend_seconds": ("histogram", ("backend", "operation"), "Looking up and keeping answers", OURS),
     "turnout_guard_total": ("counter", ("route", "outcome"), "Guardrail outcomes", ()),
@@ -294,7 +324,14 @@ def decode(data: bytes) -> Snapshot:
 
 
 # What every worker says of the same thing.
-LARGEST = frozenset(("turnout_cache_false_hit_rate", "turnout_semantic_threshold", "turnout_semantic_alarm"))
+LARGEST = frozenset(
+    (
+        "turnout_cache_false_hit_rate",
+        "turnout_semantic_threshold",
+        "turnout_semantic_gate",
+        "turnout_semantic_alarm",
+    )
+)
 
 
 def add(snapshots: Iterable[Snapshot]) -> Snapshot:

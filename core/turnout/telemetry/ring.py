@@ -11,11 +11,10 @@ AArch64 through CPython's own barriers of the next bytecode), so a reader never 
 
 import mmap
 import os
-import struct
+from collections.abc import Callable
 
 HEAD = 32
 PIECE = 64 * 1024  # bytes that are read at once
-_length = struct.Struct("<I").unpack_from
 DEFAULT_SIZE = 8 * 1024 * 1024  # about 16,000 records of 500 bytes: three seconds of a full worker
 
 
@@ -49,42 +48,30 @@ class Ring:
         words[0] = at + n
         return True
 
-    def take_nowait(self, most: int = 1000) -> list[bytes]:
-        """Up to `most` records, oldest first; they are gone from the ring. Empty list: nothing there."""
-        out, position = self.peek_nowait(most)
-        self.release(position)
-        return out
+    def peek_nowait(self, read: Callable[[bytes, int], tuple[int, int, int]], most: int) -> tuple[int, int]:
+        """Give `read` up to `most` records, oldest first, many at once; returns how many it took and the position behind
+        them. They stay until `release`: a reader that is killed before it has dealt with them leaves them to the next one.
+
+        `read` gets a piece of the ring that begins with a record, as they lie here, and how many records it may take. It
+        returns how many it took, their bytes, and how many bytes (length and all) the next one has that is not whole.
+        """
+        words = self._words
+        at, end = words[1], words[0]
+        taken, want = 0, PIECE
+        while at < end and taken < most:
+            records, used, more = read(self._read(at, min(end - at, want)), most - taken)
+            taken += records
+            at += used
+            want = PIECE
+            if not used:
+                want = more  # a long record
+                if more > min(end - at, self._size):  # cannot happen with a sound writer; a damaged ring is emptied
+                    at = end  # rather than trusted
+        return taken, at
 
     def release(self, position: int) -> None:
         """What stands before `position` is dealt with: its room may be used again."""
         self._words[1] = position
-
-    def peek_nowait(self, most: int = 1000) -> tuple[list[bytes], int]:
-        """Up to `most` records, oldest first, and the position behind them. They stay until `release`: a reader that is
-        killed before it has dealt with them leaves them to the next one.
-        """
-        words = self._words
-        at, end = words[1], words[0]
-        out: list[bytes] = []
-        want = PIECE
-        while at < end and len(out) < most:
-            piece = self._read(
-                at, min(end - at, want)
-            )  # many records at once: reading each by itself costs twice as much
-            want, i, n = PIECE, 0, len(piece)
-            stop = 4
-            while i + 4 <= n and len(out) < most:
-                stop = i + 4 + _length(piece, i)[0]
-                if stop > n:
-                    break
-                out.append(piece[i + 4 : stop])
-                i = stop
-            if not i:
-                if at + stop > end:  # cannot happen with a sound writer; a damaged ring is emptied rather than trusted
-                    at = end
-                want = stop  # a long record
-            at += i
-        return out, at
 
     @property
     def dropped(self) -> int:

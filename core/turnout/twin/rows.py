@@ -1,4 +1,4 @@
-"""The ledger's rows of a request, from its record. Twin of `native/src/kernels/rows.rs`."""
+"""The ledger's rows of requests, from their records. Twin of `native/src/kernels/rows.rs`."""
 
 from typing import Any
 
@@ -13,27 +13,59 @@ ID, WALL, STARTED, ENDED, STREAM, STATUS, CACHE = range(13, 20)
 SESSION, ATTEMPTS, SAVED = 33, 38, 40
 OFF = "bypass;off"  # the cache outcome of a route that has none
 
+Days = list[tuple[str, bytes]]  # a UTC day and its rows
+
 _decode = msgspec.msgpack.Decoder(list[Any]).decode
 _encode = msgspec.json.Encoder().encode
 
 
-def ledger_rows(record: bytes) -> tuple[str, bytes, int, bool]:
-    """The ledger's rows of one request, from its record as a worker leaves it in the ring.
+def ledger_batch(data: bytes, most: int, everything: bool) -> tuple[Days, list[bytes], int, int, int, int]:
+    """The ledger's rows of the requests whose records lie in `data`, a piece of a worker's ring: each is 4 bytes of length
+    (little-endian) and so many bytes. At most `most` are taken, as many as lie there whole.
 
-    Returns the UTC day of the request (`YYYY-MM-DD`), the rows as JSON lines (account/ledger.py has their fields) in the
-    order of the attempts or, where the cache answered, one; how many they are; and whether nothing about the request is
-    of interest to anybody else: it went well at once and is not traced. Raises ValueError for what is no record.
+    Returns, per UTC day (`YYYY-MM-DD`) in which a request with rows came in, its rows as JSON lines (account/ledger.py
+    has their fields), in the order of the records and in each of the attempts, or one row where the cache answered; the
+    records that are of interest to others than the ledger: with `everything` all, else those of what did not go well at
+    once or is traced; how many records were taken; how many of them were none (they are in none of the former); how many
+    bytes they took; and the bytes of the next, length and all, which is not whole (4: not even its length is), or 0
+    where `most` were taken.
     """
-    try:
-        f = _decode(record)
-        if len(f) < FIELDS:
-            raise ValueError("not a record")
-        ts = stamp(f[WALL])
-        rows = _rows(f, ts)
-    except (msgspec.DecodeError, TypeError, IndexError) as wrong:
-        raise ValueError("not a record") from wrong
+    days: dict[str, list[bytes]] = {}
+    others: list[bytes] = []
+    records = bad = used = 0
+    while records < most:
+        stop = used + 4
+        if stop <= len(data):
+            stop += int.from_bytes(data[used:stop], "little")
+        if stop > len(data):
+            return _joined(days), others, records, bad, used, stop - used
+        record, used = data[used + 4 : stop], stop
+        records += 1
+        try:
+            day, lines, plain = _request(record)
+        except Exception:  # whatever a worker of another version, or a damaged ring, has left there
+            bad += 1
+            continue
+        if lines:
+            days.setdefault(day, []).extend(lines)
+        if everything or not plain:
+            others.append(record)
+    return _joined(days), others, records, bad, used, 0
+
+
+def _joined(days: dict[str, list[bytes]]) -> Days:
+    return [(day, b"".join(lines)) for day, lines in days.items()]
+
+
+def _request(record: bytes) -> tuple[str, list[bytes], bool]:
+    """The day of one request, its rows, and whether it went well at once and is not traced."""
+    f = _decode(record)
+    if len(f) < FIELDS:
+        raise ValueError("not a record")
+    ts = stamp(f[WALL])
+    lines = [_encode(row) + b"\n" for row in _rows(f, ts)]
     plain = not f[FAULT] and f[STATUS] < 400 and not f[TRACE_ID] and not any(a[9] for a in f[ATTEMPTS])
-    return ts[:10], b"".join([_encode(row) + b"\n" for row in rows]), len(rows), plain
+    return ts[:10], lines, plain
 
 
 def _rows(f: list[Any], ts: str) -> list[dict[str, Any]]:

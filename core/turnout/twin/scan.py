@@ -17,6 +17,7 @@ _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _SURROGATE = re.compile(
     rb"\\(?:u([dD][89abAB][0-9a-fA-F]{2})(?:\\u[dD][c-fC-F][0-9a-fA-F]{2})?|u([dD][c-fC-F])|.)", re.DOTALL
 )
+_FLAGS = {b"true": True, b"false": False, b"null": False, b"": False}
 _PLACE = re.compile(r"byte (\d+)")
 
 
@@ -27,6 +28,10 @@ class FieldScanner:
     (-1, -1 where it is missing), then the place just after the opening brace and 1 if the object is empty, else 0.
     Raises `ValueError("json", offset, what)` for a body that is not a valid JSON object in UTF-8 or is nested deeper
     than 128, and `ValueError("duplicate", offset, name)` when one of the names stands in it twice, however spelt.
+
+    `look(body, arrays)` gives those, and what most bodies need no more than: the value of the first name where it is a
+    string without escapes and not empty, else None; that of the second, true or false (false also where it is missing or
+    null), else None; and whether each name whose bit is set in `arrays` is there with an array.
     """
 
     def __init__(self, names: list[str]) -> None:
@@ -76,6 +81,15 @@ class FieldScanner:
             # More keys than distinct names plus ours: unknown ones repeat. Rare and hostile: walk on without a bound.
             return self._walk(body)
         return (*spans, inside, 0 if fields else 1)
+
+    def look(self, body: bytes, arrays: int) -> tuple[tuple[int, ...], str | None, bool | None, bool]:
+        spans = self.scan(body)
+        values = [body[spans[i] : spans[i + 1]] if spans[i] >= 0 else b"" for i in range(0, 2 * len(self._index), 2)]
+        first = values[0] if values else b""
+        second = values[1] if len(values) > 1 else b""
+        text = first[1:-1].decode() if first[:1] == b'"' and len(first) > 2 and b"\\" not in first else None
+        good = all(k < len(values) and values[k][:1] == b"[" for k in range(32) if arrays >> k & 1)
+        return spans, text, _FLAGS.get(second), good
 
     def _walk(self, body: bytes) -> tuple[int, ...]:
         spans = [-1] * (2 * len(self._index))

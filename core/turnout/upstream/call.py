@@ -1,7 +1,7 @@
 """One request to an upstream and its answer as it comes in: what the flow waits on, and the limits it sets."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -19,13 +19,13 @@ LINGER_NS = 500_000_000
 
 
 class Request(msgspec.Struct):
-    """One request as it goes to a port. Times are monotonic nanoseconds."""
+    """One request as it goes to a port. Times are monotonic nanoseconds. (Engine native goes by the order of the fields.)"""
 
     path: str  # after the provider's base path
     stream: bool
     pieces: list[bytes | memoryview]  # the body
     length: int  # of the body in bytes
-    forward: Headers  # client headers that may pass
+    forward: Sequence[tuple[bytes, bytes]]  # client headers that may pass
     now_ns: int
     first_ns: int  # by when the first token of a stream, or the head of a whole answer, must be there
     deadline_ns: int  # by when all of it must be over
@@ -70,7 +70,7 @@ class Call:
         self._conn: Connection | None = conn
         self.whole = whole
         self.status = 0
-        self.headers: list[tuple[bytes, bytes]] = []
+        self.headers: Headers = []
         self.media_type = b""
         self.encoding = b""
         self.done = False  # the message ended as HTTP says it should

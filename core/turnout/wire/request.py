@@ -21,7 +21,8 @@ class StreamOptions(msgspec.Struct):
     include_usage: bool | None = None
 
 
-MOST_MET, MOST_NAME = 256, 200
+# What the surfaces require -> its bits for the scanner, which says whether it is an array, as it mostly is.
+_ARRAYS: dict[tuple[str, ...], int] = {(name,): 1 << i for i, name in enumerate(NAMES)}
 SMALL = 4096  # bytes: a body up to here is copied, which is less work than three views of it
 
 _decode_str = msgspec.json.Decoder(str).decode
@@ -36,33 +37,24 @@ class RequestReader:
 
     def __init__(self, extra: tuple[str, ...] = ()) -> None:
         self.names = NAMES + tuple(dict.fromkeys(name for name in extra if name not in NAMES))
-        self._scan = FieldScanner(list(self.names)).scan
+        scanner = FieldScanner(list(self.names))
+        self._scan, self._look = scanner.scan, scanner.look
         self._index = {name: i for i, name in enumerate(self.names)}
-        self._met: dict[bytes, str] = {}  # models as they are spelt, because the same few come again and again
-        self._place = {name: 2 * i for i, name in enumerate(self.names)}  # in the spans
 
     def read(self, body: bytes, required: tuple[str, ...], can_stream: bool) -> tuple[tuple[int, ...], str, bool]:
         """Spans of the fields, the model, and whether a stream is asked for; the fields `required` are looked at. Raises
-        Fault. What most bodies need is written out here: each of the methods below costs a call."""
+        Fault."""
         try:
-            spans: tuple[int, ...] = self._scan(body)
+            found: tuple[tuple[int, ...], str | None, bool | None, bool] = self._look(body, _ARRAYS[required])
         except ValueError as exc:
             _refuse(exc)
-        start = spans[0]
-        text = body[start : spans[1]] if start >= 0 else b""
-        model = self._met.get(text) or self._meet(text, self.model(body, spans))
-        for name in required:
-            start = spans[self._place[name]]
-            if start < 0 or body[start] != 0x5B:
+        spans, model, stream, good = found
+        if model is None or stream is None or not good:
+            model = self.model(body, spans)
+            for name in required:
                 self.require(body, spans, name)
-        return spans, model, can_stream and spans[2] >= 0 and self.stream(body, spans)
-
-    def _meet(self, text: bytes, model: str) -> str:
-        if len(text) <= MOST_NAME:
-            if len(self._met) == MOST_MET:
-                self._met.clear()
-            self._met[text] = model
-        return model
+            stream = can_stream and self.stream(body, spans)
+        return spans, model, stream and can_stream
 
     def scan(self, body: bytes) -> tuple[int, ...]:
         """Spans of the fields (see native/src/kernels/scan.rs). Raises Fault for what is not one JSON object."""

@@ -1,9 +1,7 @@
 //! What Python sees of a request: `receive`, `send`, and awaitables that are ready where nothing is waited for.
 
-use std::cell::RefCell;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::ThreadId;
 
 use bytes::Bytes;
@@ -11,88 +9,14 @@ use http::{request, StatusCode};
 use pyo3::exceptions::{PyException, PyRuntimeError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict, PyString};
+use pyo3::types::{PyBytes, PyDict, PyList, PyString, PyTuple};
 
-use super::message::{bytes_of, event, head, head_of, scope};
+use super::hooks::{hooks_of, Hooks};
+use super::message::{bytes_of, decoded, event, head, head_of, lines, method, scope};
 use super::request::{refuse, respond, Got, Req, HIGH};
 use super::task::Task;
 use super::wake::{Nothing, Ready, Wake};
-
-/// The loop's side.
-pub struct Hooks {
-    pub app: Py<PyAny>,
-    /// `turnout.errors.Fault`: what a failed call raises.
-    pub fault: Py<PyAny>,
-    pub r#loop: Py<PyAny>,
-    /// asyncio's own: they say which task is the current one.
-    pub enter_task: Py<PyAny>,
-    pub leave_task: Py<PyAny>,
-    pub call_soon: Py<PyAny>,
-    /// `Engine.run` of the engine that this belongs to.
-    pub run: Py<PyAny>,
-    pub call_later: Py<PyAny>,
-    /// `Engine.tick`, and the loop's timer that will call it.
-    pub tick: Py<PyAny>,
-    pub timer: Mutex<Option<Py<PyAny>>>,
-    /// The loop's exception handler.
-    pub report: Py<PyAny>,
-    pub scope: Py<PyDict>,
-    pub nothing: Py<Nothing>,
-    pub thread: ThreadId,
-    /// `run` is in the loop's queue, or the engine is at work and will look again before it ends.
-    pub scheduled: AtomicBool,
-}
-
-thread_local! {
-    /// The hooks of the engines of this thread. A request's objects only know their engine's name: Python may keep them
-    /// (in a traceback, say) where the app or the loop can reach them, and what they held would make a cycle.
-    static HOOKS: RefCell<Vec<(u64, Arc<Hooks>)>> = const { RefCell::new(Vec::new()) };
-}
-
-/// The hooks of this thread's engine of that name, until it is closed.
-pub fn hooks_of(name: u64) -> Option<Arc<Hooks>> {
-    HOOKS.with_borrow(|all| all.iter().find(|one| one.0 == name).map(|one| Arc::clone(&one.1)))
-}
-
-pub fn register(name: u64, hooks: Hooks) {
-    HOOKS.with_borrow_mut(|all| all.push((name, Arc::new(hooks))));
-}
-
-pub fn forget(name: u64) {
-    let old = HOOKS.with_borrow_mut(|all| all.iter().position(|one| one.0 == name).map(|at| all.swap_remove(at)));
-    drop(old); // Python's destructors run here, with nothing borrowed
-}
-
-impl Hooks {
-    /// This one instead of the loop's timer that there was, which may have been called already.
-    pub fn swap_timer(&self, py: Python<'_>, timer: Option<Py<PyAny>>) -> PyResult<()> {
-        let old = std::mem::replace(&mut *self.timer.lock().unwrap_or_else(PoisonError::into_inner), timer);
-        old.map_or(Ok(()), |old| old.call_method0(py, intern!(py, "cancel")).map(drop))
-    }
-
-    /// Something is marked: let `run` come, once.
-    pub fn schedule(&self, py: Python<'_>) -> PyResult<()> {
-        if !self.scheduled.swap(true, Ordering::AcqRel) {
-            self.call_soon.call1(py, (&self.run,))?;
-        }
-        Ok(())
-    }
-
-    fn ready<'py>(&self, py: Python<'py>) -> Bound<'py, PyAny> {
-        self.nothing.clone_ref(py).into_bound(py).into_any()
-    }
-
-    fn tell(&self, py: Python<'_>, what: &str, err: PyErr) {
-        let context = PyDict::new(py);
-        let told = context
-            .set_item("message", what)
-            .and_then(|()| context.set_item("exception", err.value(py)))
-            .and_then(|()| self.report.call1(py, (&context,)));
-        if let Err(other) = told {
-            other.write_unraisable(py, None);
-        }
-    }
-}
+use crate::kernels::head::{told, HeadReader};
 
 /// One request's `receive` and `send`.
 #[pyclass(frozen)]
@@ -100,10 +24,42 @@ pub struct Exchange {
     req: Arc<Req>,
     engine: u64,
     thread: ThreadId,
+    /// What an app that is called with this has not read yet: it is let go as soon as it may be, because it holds the
+    /// buffer that the request came in.
+    parts: Mutex<Option<Box<request::Parts>>>,
 }
 
 #[pymethods]
 impl Exchange {
+    #[getter]
+    fn path<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyString>> {
+        self.parts(|parts| Ok(PyString::new(py, &decoded(parts.uri.path()))))
+    }
+
+    #[getter]
+    fn method<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyString>> {
+        self.parts(|parts| Ok(method(py, parts)))
+    }
+
+    /// All headers, as ASGI's scope has them.
+    fn headers<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        self.parts(|parts| lines(py, parts))
+    }
+
+    /// What `reader` reads of the headers; path, method and headers are gone after that.
+    fn head<'py>(&self, py: Python<'py>, reader: &HeadReader) -> PyResult<Bound<'py, PyTuple>> {
+        let parts = self.lock().take().ok_or_else(read_already)?;
+        let pairs = parts.headers.iter();
+        let pairs = pairs.map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes()));
+        told(py, reader.find(parts.headers.len(), pairs))
+    }
+
+    /// What a relay writes to.
+    #[getter]
+    fn relay_to<'py>(slf: Bound<'py, Self>) -> Bound<'py, Self> {
+        slf
+    }
+
     fn receive<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         let hooks = self.hooks()?;
         let got = self.req.lock().take();
@@ -148,8 +104,7 @@ impl Exchange {
         }
     }
 
-    /// The request's body in one call, if all of it is there; else None, and `receive` gives it: the extension
-    /// `turnout.body`.
+    /// The request's body in one call, if all of it is there; else None, and `receive` gives it.
     fn body<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyBytes>> {
         let got = self.req.lock().take_whole()?;
         Some(match got.as_slice() {
@@ -158,24 +113,22 @@ impl Exchange {
         })
     }
 
-    /// A whole answer in one call: the extension `turnout.reply`.
-    fn reply<'py>(
+    /// A whole answer in one call. True: it is taken, whatever becomes of the client.
+    fn reply(
         &self,
-        py: Python<'py>,
+        py: Python<'_>,
         status: u16,
-        headers: &Bound<'py, PyAny>,
-        body: &Bound<'py, PyAny>,
-    ) -> PyResult<Bound<'py, PyAny>> {
-        let Some(hooks) = self.hooks()? else {
-            return Ok(Bound::new(py, Nothing)?.into_any());
-        };
+        headers: &Bound<'_, PyAny>,
+        body: &Bound<'_, PyAny>,
+    ) -> PyResult<bool> {
+        let Some(hooks) = self.hooks()? else { return Ok(true) };
         let head = head(status, Some(headers))?;
         let data = bytes_of(body)?;
         {
             let mut state = self.req.lock();
             if state.over {
                 state.finished = true;
-                return Ok(hooks.ready(py));
+                return Ok(true);
             }
             if state.started || state.head.is_some() {
                 return Err(PyRuntimeError::new_err("the response has already been started"));
@@ -186,29 +139,41 @@ impl Exchange {
             state.finished = true;
         }
         self.wake(py, &hooks)?;
-        Ok(hooks.ready(py))
+        Ok(true)
+    }
+}
+
+fn read_already() -> PyErr {
+    PyRuntimeError::new_err("the head was read already")
+}
+
+impl Exchange {
+    fn lock(&self) -> MutexGuard<'_, Option<Box<request::Parts>>> {
+        self.parts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The task has ended, one way or another.
-    fn done(&self, py: Python<'_>, task: &Bound<'_, PyAny>) -> PyResult<()> {
+    /// No lock is held meanwhile: making objects may set off Python's collector.
+    fn parts<T>(&self, read: impl FnOnce(&request::Parts) -> PyResult<T>) -> PyResult<T> {
+        let parts = self.lock().take().ok_or_else(read_already)?;
+        let out = read(&parts);
+        *self.lock() = Some(parts);
+        out
+    }
+
+    /// The task has ended, one way or another; with `error`, if it failed.
+    pub fn ended(&self, py: Python<'_>, error: Option<PyErr>) -> PyResult<()> {
         let ours = self.req.lock().task.take();
         drop(ours);
-        if !task.call_method0(intern!(py, "cancelled"))?.is_truthy()? {
-            let exception = task.call_method0(intern!(py, "exception"))?;
-            // One that ends the loop is raised in it (see `Task::finish`).
-            if !exception.is_none() && exception.is_instance_of::<PyException>() {
-                let err = PyErr::from_value(exception);
-                match hooks_of(self.engine) {
-                    Some(hooks) => hooks.tell(py, "the application failed", err),
-                    None => err.write_unraisable(py, None),
-                }
+        // One that ends the loop is raised in it (see `Task::finish`).
+        if let Some(err) = error.filter(|err| err.is_instance_of::<PyException>(py)) {
+            match hooks_of(self.engine) {
+                Some(hooks) => hooks.tell(py, "the application failed", err),
+                None => err.write_unraisable(py, None),
             }
         }
         self.abandon(py)
     }
-}
 
-impl Exchange {
     /// The response, for a relay that goes on with its body; the app has sent the head.
     pub fn begin_relay(&self) -> PyResult<Arc<Req>> {
         let mut state = self.req.lock();
@@ -323,17 +288,22 @@ impl Exchange {
 }
 
 /// Call the app for a request that has come.
-pub fn begin(py: Python<'_>, engine: u64, hooks: &Hooks, req: Arc<Req>, parts: &request::Parts, peer: SocketAddr) {
+pub fn begin(py: Python<'_>, engine: u64, hooks: &Hooks, req: Arc<Req>, parts: Box<request::Parts>, peer: SocketAddr) {
+    let (scope, parts) = match hooks.direct {
+        Some(_) => (None, Some(parts)),
+        None => (Some(scope(py, hooks.scope.bind(py), &parts, peer)), None),
+    };
     let exchange = Exchange {
         req,
         engine,
         thread: hooks.thread,
+        parts: Mutex::new(parts),
     };
     let exchange = match Bound::new(py, exchange) {
         Ok(exchange) => exchange,
         Err(err) => return err.write_unraisable(py, None),
     };
-    if let Err(err) = start(py, hooks, &exchange, parts, peer) {
+    if let Err(err) = start(py, hooks, &exchange, scope) {
         hooks.tell(py, "the application could not be called", err);
         if let Err(err) = exchange.get().abandon(py) {
             err.write_unraisable(py, None);
@@ -345,15 +315,17 @@ fn start(
     py: Python<'_>,
     hooks: &Hooks,
     exchange: &Bound<'_, Exchange>,
-    parts: &request::Parts,
-    peer: SocketAddr,
+    scope: Option<PyResult<Bound<'_, PyDict>>>,
 ) -> PyResult<()> {
-    let scope = scope(py, hooks.scope.bind(py), parts, peer)?;
-    let receive = exchange.getattr(intern!(py, "receive"))?;
-    let send = exchange.getattr(intern!(py, "send"))?;
-    let coroutine = hooks.app.bind(py).call1((scope, receive, send))?;
-    let done = exchange.getattr(intern!(py, "done"))?;
-    let task = Task::new(py, exchange.get().engine, coroutine.unbind(), done.unbind())?;
+    let coroutine = match (&hooks.direct, scope) {
+        (Some(direct), None) => direct.bind(py).call1((exchange,))?,
+        (_, scope) => {
+            let receive = exchange.getattr(intern!(py, "receive"))?;
+            let send = exchange.getattr(intern!(py, "send"))?;
+            hooks.app.bind(py).call1((scope.transpose()?, receive, send))?
+        }
+    };
+    let task = Task::new(py, exchange.get().engine, coroutine.unbind(), exchange.clone().unbind())?;
     exchange.get().req.lock().task = Some(task.clone_ref(py));
     Task::step(task.bind(py), None);
     Ok(())

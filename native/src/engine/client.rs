@@ -8,8 +8,9 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
-use super::asgi::{hooks_of, Exchange};
+use super::asgi::Exchange;
 use super::call::{self, Call, Fault, Relay, State, Want};
+use super::hooks::hooks_of;
 use super::wake::{Nothing, Ready, Wake};
 use crate::kernels::sse::StreamScanner;
 
@@ -222,16 +223,22 @@ impl PyCall {
         Ok(PyBytes::new(py, &data))
     }
 
-    /// Move the answer into the response that `send` belongs to, read by `scanner` on the way, until the scanner has
+    /// Move the answer into the response of `to` (a request, or its `send`), read by `scanner` on the way, until the scanner has
     /// seen something else than content, the answer is complete, or it breaks (then it raises the fault).
     fn relay<'py>(
         &self,
         py: Python<'py>,
-        send: &Bound<'py, PyAny>,
+        to: &Bound<'py, PyAny>,
         scanner: &Bound<'py, StreamScanner>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let exchange = send.getattr(intern!(py, "__self__"))?;
-        let to = exchange.downcast::<Exchange>()?.get().begin_relay()?;
+        let to = match to.downcast::<Exchange>() {
+            Ok(exchange) => exchange.get().begin_relay()?,
+            Err(_) => to
+                .getattr(intern!(py, "__self__"))?
+                .downcast::<Exchange>()?
+                .get()
+                .begin_relay()?,
+        };
         let mut state = self.call.lock();
         let moved = state.relay.as_ref().map_or(0, |relay| relay.moved);
         state.relay = Some(Relay {

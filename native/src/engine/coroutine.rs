@@ -2,6 +2,7 @@
 
 use std::ptr;
 
+use pyo3::exceptions::asyncio::CancelledError;
 use pyo3::exceptions::PyStopIteration;
 use pyo3::ffi;
 use pyo3::intern;
@@ -35,5 +36,24 @@ pub fn throw<'py>(coroutine: &Bound<'py, PyAny>, error: PyErr) -> PyResult<Sent<
             Ok(Sent::Return(value.unbind()))
         }
         Err(err) => Err(err),
+    }
+}
+
+/// How a task ended.
+pub enum Outcome {
+    Value(Py<PyAny>),
+    Error(PyErr),
+}
+
+impl Outcome {
+    pub fn is_cancelled(&self, py: Python<'_>) -> bool {
+        matches!(self, Self::Error(err) if err.is_instance_of::<CancelledError>(py))
+    }
+
+    pub fn failure(&self, py: Python<'_>) -> Option<PyErr> {
+        match self {
+            Self::Error(err) if !self.is_cancelled(py) => Some(err.clone_ref(py)),
+            _ => None,
+        }
     }
 }

@@ -12,9 +12,9 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use rustls::pki_types::ServerName;
 
-use super::asgi::{self, Hooks};
 use super::call::Call;
 use super::exec::{Exec, NEVER};
+use super::hooks::{self, Hooks};
 use super::origin;
 use super::pool::{Layers, Pool};
 use super::reactor::{self, os_error, reactor_of, Reactor, LISTENER};
@@ -90,7 +90,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Serve `app` on `loop`; `state` is what the app's lifespan left for its requests. Failed calls raise
+    /// Serve `app` on `loop`; `state` is what the app's lifespan left for its requests. An app that has `direct` is called
+    /// with it, `await app.direct(request)`, instead of ASGI's scope, receive and send. Failed calls raise
     /// `fault(kind, message)`.
     fn start(
         slf: &Bound<'_, Self>,
@@ -113,14 +114,13 @@ impl Engine {
         scope.set_item("root_path", "")?;
         let extensions = PyDict::new(py);
         extensions.set_item("turnout.relay", PyDict::new(py))?;
-        extensions.set_item("turnout.reply", PyDict::new(py))?;
-        extensions.set_item("turnout.body", PyDict::new(py))?;
         scope.set_item("extensions", extensions)?;
         scope.set_item("state", state)?;
         let local = core.listener.borrow().as_ref().and_then(|l| l.local_addr().ok());
         scope.set_item("server", local.map(|a| (a.ip().to_string(), a.port())))?;
         let tasks = py.import("asyncio.tasks")?;
         let hooks = Hooks {
+            direct: app.bind(py).getattr_opt("direct")?.map(Bound::unbind),
             app,
             fault,
             r#loop: r#loop.clone().unbind(),
@@ -137,7 +137,7 @@ impl Engine {
             thread: std::thread::current().id(),
             scheduled: AtomicBool::new(false),
         };
-        asgi::register(core.name, hooks);
+        hooks::register(core.name, hooks);
         Ok(())
     }
 
@@ -226,7 +226,7 @@ impl Engine {
         for pool in core.all_pools() {
             pool.close(&core.exec);
         }
-        asgi::hooks_of(core.name).map_or(Ok(()), |hooks| hooks.schedule(py))
+        hooks::hooks_of(core.name).map_or(Ok(()), |hooks| hooks.schedule(py))
     }
 
     /// Take what is ready and do it.
@@ -255,7 +255,7 @@ impl Engine {
         core.unlisten();
         core.exec.drain();
         // The caller may be a task: others go on from the loop.
-        asgi::hooks_of(core.name).map_or(Ok(()), |hooks| hooks.schedule(py))
+        hooks::hooks_of(core.name).map_or(Ok(()), |hooks| hooks.schedule(py))
     }
 
     /// End everything at once; requests hear of it in the loop's next turn. Idempotent.
@@ -263,7 +263,7 @@ impl Engine {
         let Ok(core) = slf.get().core() else { return Ok(()) };
         core.unlisten();
         core.exec.clear();
-        match asgi::hooks_of(core.name) {
+        match hooks::hooks_of(core.name) {
             Some(hooks) => hooks.call_soon.bind(slf.py()).call1((slf.getattr("bury")?,)).map(drop),
             None => {
                 slf.get().bury(slf.py());
@@ -276,14 +276,14 @@ impl Engine {
     fn bury(&self, py: Python<'_>) {
         let Ok(core) = self.core() else { return };
         core.deliver(py);
-        if let Some(hooks) = asgi::hooks_of(self.name) {
+        if let Some(hooks) = hooks::hooks_of(self.name) {
             if let Err(err) = hooks.swap_timer(py, None) {
                 err.write_unraisable(py, None);
             }
         }
         reactor::remove(self.name);
         // The hooks hold `run`, and with it the engine: without this they would keep each other.
-        asgi::forget(self.name);
+        hooks::forget(self.name);
     }
 }
 

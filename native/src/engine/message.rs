@@ -1,12 +1,12 @@
 //! ASGI's messages: Python's dicts to and from what the engine works with.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::net::SocketAddr;
 
 use bytes::Bytes;
-use http::{header, request, HeaderName, HeaderValue, StatusCode, Version};
+use http::{header, request, HeaderMap, HeaderName, HeaderValue, StatusCode, Version};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -34,15 +34,23 @@ pub fn bytes_of(body: &Bound<'_, PyAny>) -> PyResult<Bytes> {
 
 type Line = (HeaderName, HeaderValue);
 
-thread_local! {
-    /// Header lines that the app keeps and sends again and again (they are found by the identity of their tuple, which
-    /// is held here), ready to be used.
-    static KEPT: RefCell<Kept> = RefCell::default();
+/// Header lines that the app keeps and sends again and again, ready to be used. They are known by the identity of their
+/// tuples, which are held here.
+struct Kept {
+    lines: Vec<Py<PyTuple>>,
+    map: HeaderMap,
 }
 
-type Kept = HashMap<usize, (Py<PyTuple>, Line), BuildHasherDefault<Place>>;
+type Places<T> = RefCell<HashMap<usize, T, BuildHasherDefault<Place>>>;
 
-/// A hash of an address that nobody outside chooses.
+thread_local! {
+    static KEPT: Places<Kept> = RefCell::default();
+    static NAMES: Places<(Py<PyBytes>, HeaderName)> = RefCell::default();
+    /// Sets that came once lately: what comes only once is not worth keeping.
+    static SEEN: Cell<[usize; MOST_SEEN]> = const { Cell::new([0; MOST_SEEN]) };
+}
+
+/// A hash of addresses that nobody outside chooses.
 #[derive(Default)]
 struct Place(u64);
 
@@ -60,51 +68,115 @@ impl Hasher for Place {
     }
 }
 
-/// Lines, or clients, that are kept; then the memory of them begins anew.
-const MOST_KEPT: usize = 1024;
+/// Sets of lines, or clients, that are kept; then the memory of them begins anew.
+const MOST_KEPT: usize = 512;
+const MOST_SEEN: usize = 64;
+/// Lines of such a set; an answer with more is put together line by line.
+const MOST_LINES: usize = 32;
 
-fn line(line: &Bound<'_, PyAny>) -> PyResult<Line> {
-    let (name, value) = if let Ok(pair) = line.downcast_exact::<PyTuple>() {
-        // One that nobody but the list holds is made for this answer only.
-        if pair.get_refcnt() <= 2 {
-            (
-                pair.get_borrowed_item(0)?.to_owned(),
-                pair.get_borrowed_item(1)?.to_owned(),
-            )
-        } else {
-            return kept_line(pair);
-        }
-    } else {
-        (line.get_item(0)?, line.get_item(1)?)
+fn line(pair: &Bound<'_, PyAny>) -> PyResult<Line> {
+    let (name, value) = match pair.downcast_exact::<PyTuple>() {
+        Ok(pair) => (
+            pair.get_borrowed_item(0)?.to_owned(),
+            pair.get_borrowed_item(1)?.to_owned(),
+        ),
+        Err(_) => (pair.get_item(0)?, pair.get_item(1)?),
     };
-    made_line(&name, &value)
-}
-
-fn made_line(name: &Bound<'_, PyAny>, value: &Bound<'_, PyAny>) -> PyResult<Line> {
-    let name = HeaderName::from_bytes(name.downcast::<PyBytes>()?.as_bytes())
-        .map_err(|_| PyValueError::new_err("a response header's name is not valid"))?;
+    let name = name_of(name.downcast::<PyBytes>()?)?;
     let value = HeaderValue::from_bytes(value.downcast::<PyBytes>()?.as_bytes())
         .map_err(|_| PyValueError::new_err(format!("the value of the response header {name} is not valid")))?;
     Ok((name, value))
 }
 
-fn kept_line(pair: &Bound<'_, PyTuple>) -> PyResult<Line> {
-    let key = pair.as_ptr() as usize;
-    if let Some(found) = KEPT.with_borrow(|kept| kept.get(&key).map(|one| one.1.clone())) {
-        return Ok(found);
+/// A name; those that the app has as constants are known by their identity.
+fn name_of(name: &Bound<'_, PyBytes>) -> PyResult<HeaderName> {
+    let place = name.as_ptr() as usize;
+    if let Some(known) = NAMES.with_borrow(|all| all.get(&place).map(|one| one.1.clone())) {
+        return Ok(known);
     }
-    let made = made_line(&pair.get_item(0)?, &pair.get_item(1)?)?;
-    let old = KEPT.with_borrow_mut(|kept| {
-        let old = if kept.len() >= MOST_KEPT {
-            std::mem::take(kept)
+    let made = HeaderName::from_bytes(name.as_bytes())
+        .map_err(|_| PyValueError::new_err("a response header's name is not valid"))?;
+    if name.get_refcnt() > 3 {
+        let old = NAMES.with_borrow_mut(|all| {
+            let full = all.len() >= MOST_KEPT;
+            let old = if full { std::mem::take(all) } else { HashMap::default() };
+            all.insert(place, (name.clone().unbind(), made.clone()));
+            old
+        });
+        drop(old);
+    }
+    Ok(made)
+}
+
+fn add(map: &mut HeaderMap, pair: &Bound<'_, PyAny>) -> PyResult<()> {
+    let (name, value) = line(pair)?;
+    if name != header::TRANSFER_ENCODING {
+        map.append(name, value); // the framing is the server's
+    }
+    Ok(())
+}
+
+/// The headers of a list: those that the app keeps as one set, and the others behind them.
+fn headers_of(list: &Bound<'_, PyList>) -> PyResult<HeaderMap> {
+    let n = list.len();
+    if n > MOST_LINES {
+        let mut map = HeaderMap::with_capacity(n + 1);
+        list.iter().try_for_each(|pair| add(&mut map, &pair))?;
+        return Ok(map);
+    }
+    // One that nobody but the list holds is made for this answer only.
+    let (mut kept, mut fresh) = ([0; MOST_LINES], [0; MOST_LINES]);
+    let (mut k, mut f, mut place) = (0, 0, 0_usize);
+    for (at, pair) in list.iter().enumerate() {
+        if pair.get_refcnt() > 2 && pair.is_exact_instance_of::<PyTuple>() {
+            kept[k] = at;
+            k += 1;
+            place = place.rotate_left(7) ^ pair.as_ptr() as usize;
         } else {
-            Kept::default()
-        };
-        kept.insert(key, (pair.clone().unbind(), made.clone()));
-        old
+            fresh[f] = at;
+            f += 1;
+        }
+    }
+    let pair = |at: &usize| list.get_item(*at);
+    let same = |one: &Kept| {
+        let mut known = one.lines.iter().zip(&kept[..k]);
+        one.lines.len() == k && known.all(|(line, at)| pair(at).is_ok_and(|pair| pair.is(line)))
+    };
+    let known = KEPT.with_borrow(|all| all.get(&place).filter(|one| same(one)).map(|one| one.map.clone()));
+    let mut map = match known {
+        Some(map) => map,
+        None => keep(list, &kept[..k], place, n)?,
+    };
+    fresh[..f].iter().try_for_each(|at| add(&mut map, &pair(at)?))?;
+    Ok(map)
+}
+
+/// Keep these lines of the list as a set.
+fn keep(list: &Bound<'_, PyList>, kept: &[usize], place: usize, room: usize) -> PyResult<HeaderMap> {
+    let mut map = HeaderMap::with_capacity(room + 2);
+    let mut lines = Vec::with_capacity(kept.len());
+    for at in kept {
+        let pair = list.get_item(*at)?;
+        add(&mut map, &pair)?;
+        lines.push(pair.downcast_into::<PyTuple>()?.unbind());
+    }
+    let mut seen = SEEN.get();
+    let before = std::mem::replace(&mut seen[place / 16 % MOST_SEEN], place);
+    SEEN.set(seen);
+    if before != place {
+        return Ok(map);
+    }
+    let one = Kept {
+        lines,
+        map: map.clone(),
+    };
+    let old = KEPT.with_borrow_mut(|all| {
+        let full = all.len() >= MOST_KEPT;
+        let old = if full { std::mem::take(all) } else { HashMap::default() };
+        (all.insert(place, one), old)
     });
     drop(old); // Python's destructors run here, with nothing borrowed
-    Ok(made)
+    Ok(map)
 }
 
 /// Status and headers of http.response.start.
@@ -123,27 +195,19 @@ pub fn head(status: u16, headers: Option<&Bound<'_, PyAny>>) -> PyResult<Head> {
     if status.is_informational() {
         return Err(PyValueError::new_err("`status` is not that of a final response"));
     }
-    let mut out = Vec::with_capacity(16);
-    let mut add = |one: &Bound<'_, PyAny>| {
-        if out.len() >= MOST_HEADERS {
-            return Err(PyValueError::new_err(format!(
-                "more than {MOST_HEADERS} response headers"
-            )));
-        }
-        let line = line(one)?;
-        if line.0 != header::TRANSFER_ENCODING {
-            out.push(line); // the framing is the server's
-        }
-        Ok(())
+    let Some(headers) = headers else {
+        return Ok((status, HeaderMap::new()));
     };
-    match headers {
-        None => {}
-        Some(headers) => match headers.downcast_exact::<PyList>() {
-            Ok(list) => list.iter().try_for_each(|one| add(&one))?,
-            Err(_) => headers.try_iter()?.try_for_each(|one| add(&one?))?,
-        },
+    let list = match headers.downcast_exact::<PyList>() {
+        Ok(list) => list.clone(),
+        Err(_) => PyList::new(headers.py(), headers.try_iter()?.collect::<PyResult<Vec<_>>>()?)?,
+    };
+    if list.len() > MOST_HEADERS {
+        return Err(PyValueError::new_err(format!(
+            "more than {MOST_HEADERS} response headers"
+        )));
     }
-    Ok((status, out))
+    Ok((status, headers_of(&list)?))
 }
 
 /// The event that `receive` gives.
@@ -206,34 +270,41 @@ pub fn scope<'py>(
     if parts.version == Version::HTTP_10 {
         scope.set_item(intern!(py, "http_version"), intern!(py, "1.0"))?;
     }
-    let method = match parts.method.as_str() {
-        "POST" => intern!(py, "POST").clone(),
-        "GET" => intern!(py, "GET").clone(),
-        other => PyString::new(py, other),
-    };
-    scope.set_item(intern!(py, "method"), method)?;
+    scope.set_item(intern!(py, "method"), method(py, parts))?;
     let raw = parts.uri.path();
     scope.set_item(intern!(py, "path"), decoded(raw))?;
     scope.set_item(intern!(py, "raw_path"), PyBytes::new(py, raw.as_bytes()))?;
     let query = parts.uri.query().unwrap_or_default();
     scope.set_item(intern!(py, "query_string"), PyBytes::new(py, query.as_bytes()))?;
     scope.set_item(intern!(py, "client"), client(py, peer)?)?;
-    let lines = parts.headers.iter().map(|(name, value)| {
-        (
-            PyBytes::new(py, name.as_str().as_bytes()),
-            PyBytes::new(py, value.as_bytes()),
-        )
-    });
-    let lines: Vec<_> = lines.collect();
-    scope.set_item(intern!(py, "headers"), PyList::new(py, lines)?)?;
+    scope.set_item(intern!(py, "headers"), lines(py, parts)?)?;
     if let Some(state) = scope.get_item(intern!(py, "state"))? {
         scope.set_item(intern!(py, "state"), state.downcast::<PyDict>()?.copy()?)?;
     }
     Ok(scope)
 }
 
+pub fn method<'py>(py: Python<'py>, parts: &request::Parts) -> Bound<'py, PyString> {
+    match parts.method.as_str() {
+        "POST" => intern!(py, "POST").clone(),
+        "GET" => intern!(py, "GET").clone(),
+        other => PyString::new(py, other),
+    }
+}
+
+/// The headers of a request as a list of (name, value).
+pub fn lines<'py>(py: Python<'py>, parts: &request::Parts) -> PyResult<Bound<'py, PyList>> {
+    let lines = parts.headers.iter().map(|(name, value)| {
+        (
+            PyBytes::new(py, name.as_str().as_bytes()),
+            PyBytes::new(py, value.as_bytes()),
+        )
+    });
+    PyList::new(py, lines.collect::<Vec<_>>())
+}
+
 /// A path with its percent-escapes undone.
-fn decoded(raw: &str) -> std::borrow::Cow<'_, str> {
+pub fn decoded(raw: &str) -> std::borrow::Cow<'_, str> {
     if !raw.contains('%') {
         return raw.into();
     }

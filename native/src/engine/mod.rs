@@ -5,7 +5,7 @@
 //! Python is never called while anything in here is borrowed. No thread, no tokio, no hand-over of the GIL.
 //!
 //! `sys` (system calls) < `exec` + `wheel` (tasks, wakers, timers) < `io` + `framing` + `tls` (bytes).
-//! Clients: `request` (one request's state) < `server` (one connection) < `message` + `asgi` (what Python sees).
+//! Clients: `request` (one request's state) < `server` (one connection) < `message` + `hooks` + `asgi` (what Python sees).
 //! Upstreams: `call` (one call's state) + `whole` (its request's body) < `upstream` + `dial` (one connection) + `short` (chunks past hyper) < `pool` < `client` + `origin` (what Python
 //! sees). `coroutine`, `task` and `wake` run the app's coroutine; `reactor` is all of it together, `hub` the handle that Python has.
 
@@ -16,6 +16,7 @@ pub mod coroutine;
 pub mod dial;
 pub mod exec;
 pub mod framing;
+pub mod hooks;
 pub mod hub;
 pub mod io;
 pub mod message;

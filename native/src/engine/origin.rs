@@ -7,14 +7,14 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri};
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::PyValueError;
-use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyList, PyString, PyTuple};
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyBytes, PyList, PyTuple};
 use rustls::ClientConfig;
 
-use super::asgi::hooks_of;
 use super::call::{self, Call};
 use super::client::PyCall;
+use super::hooks::hooks_of;
 use super::reactor::reactor_of;
 use super::tls::client_config;
 use super::whole::Whole;
@@ -69,6 +69,20 @@ impl Trust {
     }
 }
 
+/// msgspec's: a Struct's fields.
+static ASTUPLE: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+
+// The places of what is read of a Request (upstream/call.py); the first one is its path.
+const STREAM: usize = 1;
+const PIECES: usize = 2;
+const LENGTH: usize = 3;
+const FORWARD: usize = 4;
+const NOW: usize = 5;
+const FIRST: usize = 6;
+const DEADLINE: usize = 7;
+const CONNECT_MS: usize = 8;
+const IDLE: usize = 9;
+
 /// The connections to one origin. Made by `Engine.pool`.
 #[pyclass(frozen)]
 pub struct Pool {
@@ -97,17 +111,23 @@ impl Pool {
         if addresses.is_none() && !(reuse && pool.has_idle()) {
             return Ok(None);
         }
-        let number = |name: &Bound<'_, PyString>| request.getattr(name)?.extract::<u64>();
-        let whole = !request.getattr(intern!(py, "stream"))?.is_truthy()?;
-        let connect_ns = number(intern!(py, "now_ns"))? + number(intern!(py, "connect_ms"))? * 1_000_000;
-        let first_ns = number(intern!(py, "first_ns"))?;
-        let deadline_ns = number(intern!(py, "deadline_ns"))?;
-        let idle_ns = number(intern!(py, "idle_ns"))?;
-        let length = number(intern!(py, "length"))? as usize;
-        let body = body_of(request.getattr(intern!(py, "pieces"))?.downcast::<PyList>()?, length)?;
+        let astuple = ASTUPLE.import(py, "msgspec.structs", "astuple")?;
+        let fields = astuple.call1((request,))?.downcast_into::<PyTuple>()?;
+        let number = |at| fields.get_borrowed_item(at)?.extract::<u64>();
+        let whole = !fields.get_borrowed_item(STREAM)?.is_truthy()?;
+        let connect_ns = number(NOW)? + number(CONNECT_MS)? * 1_000_000;
+        let (first_ns, deadline_ns, idle_ns) = (number(FIRST)?, number(DEADLINE)?, number(IDLE)?);
+        let length = number(LENGTH)? as usize;
+        let body = body_of(fields.get_borrowed_item(PIECES)?.downcast::<PyList>()?, length)?;
         let mut headers = head.headers.clone();
-        for pair in request.getattr(intern!(py, "forward"))?.downcast::<PyList>()?.iter() {
-            let pair = pair.downcast_into::<PyTuple>()?;
+        let forward = fields.get_borrowed_item(FORWARD)?;
+        for pair in (forward.len()? > 0)
+            .then(|| forward.try_iter())
+            .transpose()?
+            .into_iter()
+            .flatten()
+        {
+            let pair = pair?.downcast_into::<PyTuple>()?;
             let (name, value) = (pair.get_item(0)?, pair.get_item(1)?);
             let (name, value) = line(
                 name.downcast::<PyBytes>()?.as_bytes(),

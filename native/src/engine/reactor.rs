@@ -15,11 +15,12 @@ use pyo3::exceptions::{PyOSError, PyRuntimeError};
 use pyo3::prelude::*;
 use rustls::ServerConfig;
 
-use super::asgi::{self, Hooks};
+use super::asgi;
 use super::call::Call;
 use super::client;
 use super::dial::Way;
 use super::exec::Exec;
+use super::hooks::{self, Hooks};
 use super::pool::{Ground, Pool};
 use super::server::{Event, Limits, Outbox, ServerConn};
 use super::sys::{Poller, Socket, Wire};
@@ -142,7 +143,7 @@ impl Reactor {
 
     /// Poll tasks and tell Python what came out, until nothing is marked or the turn is over.
     pub(super) fn turn(&self, py: Python<'_>, look: bool) -> PyResult<()> {
-        let Some(hooks) = asgi::hooks_of(self.name) else {
+        let Some(hooks) = hooks::hooks_of(self.name) else {
             return Ok(());
         };
         hooks.scheduled.store(true, Ordering::Release); // what is marked in here needs no call: it is looked at below
@@ -202,14 +203,14 @@ impl Reactor {
 
     /// Hand out what the tasks have left for Python. Nothing is borrowed while it runs. Whether there was something.
     pub(super) fn deliver(&self, py: Python<'_>) -> bool {
-        let Some(hooks) = asgi::hooks_of(self.name) else {
+        let Some(hooks) = hooks::hooks_of(self.name) else {
             return false;
         };
         let events = self.outbox.take();
         let any = !events.is_empty();
         for event in events {
             match event {
-                Event::Begin(req, parts, peer) => asgi::begin(py, self.name, &hooks, req, &parts, peer),
+                Event::Begin(req, parts, peer) => asgi::begin(py, self.name, &hooks, req, parts, peer),
                 Event::Receive(req) => asgi::deliver(py, &req),
                 Event::Room(req) => asgi::release(py, &req),
                 Event::Call(call) => client::deliver(py, self.name, &call),

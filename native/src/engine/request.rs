@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
-use http::{header, HeaderValue, Response, StatusCode};
+use http::{header, HeaderMap, HeaderValue, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use pyo3::Py;
@@ -44,7 +44,7 @@ pub enum Got {
     Disconnect,
 }
 
-pub type Head = (StatusCode, Vec<(header::HeaderName, HeaderValue)>);
+pub type Head = (StatusCode, HeaderMap);
 
 pub struct State {
     incoming: Option<Incoming>,
@@ -262,7 +262,7 @@ impl State {
 /// The answer's head from what the app gave. `exact` is the body's size where it is known.
 #[must_use]
 pub fn respond(req: &Arc<Req>, head: Head, exact: Option<u64>) -> Response<Out> {
-    let sized = exact.is_some() || head.1.iter().any(|(name, _)| *name == header::CONTENT_LENGTH);
+    let sized = exact.is_some() || head.1.contains_key(header::CONTENT_LENGTH);
     let bare = matches!(head.0, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) || head.0.is_informational();
     req.chunked.store(!sized && !bare, Ordering::Relaxed);
     let mut response = Response::new(Out {
@@ -270,21 +270,16 @@ pub fn respond(req: &Arc<Req>, head: Head, exact: Option<u64>) -> Response<Out> 
         exact,
     });
     *response.status_mut() = head.0;
-    let headers = response.headers_mut();
-    headers.reserve(head.1.len() + 1);
-    for (name, value) in head.1 {
-        headers.append(name, value);
-    }
+    *response.headers_mut() = head.1;
     response
 }
 
 /// An answer of the engine's own, without a body; the connection ends after it.
 pub fn refuse(req: &Arc<Req>, status: StatusCode) -> Response<Out> {
-    let head = vec![
-        (header::CONNECTION, HeaderValue::from_static("close")),
-        (header::CONTENT_LENGTH, HeaderValue::from_static("0")),
-    ];
-    respond(req, (status, head), Some(0))
+    let mut headers = HeaderMap::with_capacity(2);
+    headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
+    respond(req, (status, headers), Some(0))
 }
 
 /// hyper's wait for the answer (or an answer that is there at once); meanwhile the request's body is read.

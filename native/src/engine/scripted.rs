@@ -221,7 +221,7 @@ impl Bench {
 
 pub(super) fn answer(req: &Arc<Req>, pieces: &[&[u8]], finished: bool) {
     let exact = (finished && pieces.len() == 1).then(|| pieces[0].len() as u64);
-    let response = respond(req, (StatusCode::OK, Vec::new()), exact);
+    let response = respond(req, (StatusCode::OK, http::HeaderMap::new()), exact);
     let mut state = req.lock();
     state.started = true;
     state.response = Some(response);

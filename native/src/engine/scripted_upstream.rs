@@ -130,7 +130,7 @@ impl Rig {
         self.scripts.push((Rc::clone(script), key, Cell::new(false)));
         self.settle();
         let req = self.begun.take().unwrap();
-        let response = respond(&req, (StatusCode::OK, Vec::new()), None);
+        let response = respond(&req, (StatusCode::OK, http::HeaderMap::new()), None);
         let mut state = req.lock();
         state.started = true;
         state.response = Some(response);

@@ -14,14 +14,10 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use super::asgi::{hooks_of, Hooks};
-use super::coroutine::{send, throw, Sent};
+use super::asgi::Exchange;
+use super::coroutine::{send, throw, Outcome, Sent};
+use super::hooks::{hooks_of, Hooks};
 use super::wake::{cancelled_error, without, Callback, Wake};
-
-enum Outcome {
-    Value(Py<PyAny>),
-    Error(PyErr),
-}
 
 struct State {
     coroutine: Option<Py<PyAny>>,
@@ -41,19 +37,19 @@ struct State {
 pub struct Task {
     engine: u64,
     context: Py<PyAny>,
-    done: Py<PyAny>,
+    exchange: Py<Exchange>,
     state: Mutex<State>,
 }
 
 impl Task {
-    /// `done(task)` is called when it is over, before other callbacks. Nothing has run yet.
-    pub fn new(py: Python<'_>, engine: u64, coroutine: Py<PyAny>, done: Py<PyAny>) -> PyResult<Py<Self>> {
+    /// `exchange` is told when it is over, before other callbacks. Nothing has run yet.
+    pub fn new(py: Python<'_>, engine: u64, coroutine: Py<PyAny>, exchange: Py<Exchange>) -> PyResult<Py<Self>> {
         // SAFETY: returns a new reference, or null with an exception set, which `from_owned_ptr_or_err` tells apart.
         let context = unsafe { Bound::from_owned_ptr_or_err(py, ffi::PyContext_CopyCurrent())? };
         let task = Self {
             engine,
             context: context.unbind(),
-            done,
+            exchange,
             state: Mutex::new(State {
                 coroutine: Some(coroutine),
                 waiter: None,
@@ -233,13 +229,14 @@ impl Task {
         // These two end the loop, not only the task that they came up in.
         let ends = matches!(&outcome, Outcome::Error(err)
             if err.is_instance_of::<PySystemExit>(py) || err.is_instance_of::<PyKeyboardInterrupt>(py));
+        let failure = outcome.failure(py);
         let (coroutine, callbacks) = {
             let mut state = this.lock();
             state.outcome = Some(outcome);
             (state.coroutine.take(), std::mem::take(&mut state.callbacks))
         };
         drop(coroutine);
-        if let Err(err) = this.done.call1(py, (slf,)) {
+        if let Err(err) = this.exchange.get().ended(py, failure) {
             err.write_unraisable(py, None);
         }
         for (callback, context) in callbacks {
@@ -322,7 +319,10 @@ impl Task {
     }
 
     fn cancelled(&self, py: Python<'_>) -> bool {
-        matches!(&self.lock().outcome, Some(Outcome::Error(err)) if err.is_instance_of::<CancelledError>(py))
+        self.lock()
+            .outcome
+            .as_ref()
+            .is_some_and(|outcome| outcome.is_cancelled(py))
     }
 
     fn result(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
@@ -336,9 +336,8 @@ impl Task {
     fn exception(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
         match &self.lock().outcome {
             None => Err(InvalidStateError::new_err("exception is not set")),
-            Some(Outcome::Value(_)) => Ok(None),
             Some(Outcome::Error(err)) if err.is_instance_of::<CancelledError>(py) => Err(err.clone_ref(py)),
-            Some(Outcome::Error(err)) => Ok(Some(err.clone_ref(py).into_value(py).into_any())),
+            Some(outcome) => Ok(outcome.failure(py).map(|err| err.into_value(py).into_any())),
         }
     }
 

@@ -11,8 +11,8 @@ use pyo3::exceptions::{PyRuntimeError, PyStopIteration};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use super::asgi::hooks_of;
 use super::call::Call;
+use super::hooks::hooks_of;
 use super::task::Task;
 
 #[derive(Default)]

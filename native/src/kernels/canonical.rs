@@ -1,196 +1,298 @@
 //! A JSON object in one spelling, so that a hash over it says whether two requests ask the same.
 //!
-//! One pass writes the value out; the members of an object are written as they come and put in order behind the last
-//! one, by moving the written bytes. Bodies that come in that order already are not moved.
+//! One pass: what stands there as it is to be written is copied in runs as long as can be; the members of an object are
+//! put in order behind the last one, by moving the written bytes. Bodies that come in that order already are not moved.
+
+use std::cmp::Ordering;
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
-use super::json::{blank, hex4, key, string_escapes, string_stop, unescape, value, Escapes, Malformed, MAX_DEPTH};
+use super::blocks::{run, Look, Task};
+use super::json::{blank, hex4, string_stop, value, Malformed, MAX_DEPTH};
+use super::quick::Cursor;
 
-/// What is being written, and the members of the objects that are open: start of the key, of its end, of the next.
+/// What is copied at once, if no more is needed.
+const STRIDE: usize = 32;
+
+/// A member of an open object: where its key begins (a quote) and ends. It reaches to the next, its comma too.
+type Member = (usize, usize);
+
+/// What is open: an object or a list, and how many members of others there were.
+#[derive(Clone, Copy, Default)]
+struct Open {
+    object: bool,
+    first: usize,
+}
+
+/// What is written: `out`, and what stands in `b` from `from` on.
 struct Writer<'a> {
     b: &'a [u8],
+    from: usize,
     out: Vec<u8>,
-    members: Vec<(usize, usize, usize)>,
+    members: Vec<Member>,
     moved: Vec<u8>, // what is being put in order
 }
 
-/// A string's text as it is to stand between quotes: only quotes and backslashes escaped, all else as it is. `raw` is
-/// what `string` has accepted.
-fn put_text(out: &mut Vec<u8>, raw: &[u8], escaped: bool) {
-    if !escaped {
-        out.extend_from_slice(raw);
-        return;
-    }
-    // What is escaped as it has to be, which is nearly all in text that quotes JSON, is copied with the rest.
-    let (mut from, mut i) = (0, 0);
-    loop {
-        i = string_stop(raw, i);
-        let plain = match raw.get(i + 1) {
-            Some(b'"' | b'\\') => {
-                i += 2;
-                continue;
-            }
-            None => break,
-            Some(b'n') => b'\n',
-            Some(b't') => b'\t',
-            Some(b'r') => b'\r',
-            Some(b'b') => 8,
-            Some(b'f') => 12,
-            Some(b'u') => {
-                out.extend_from_slice(&raw[from..i]);
-                let pair = hex4(raw, i + 2).is_ok_and(|v| (0xD800..0xDC00).contains(&v));
-                from = (i + if pair { 12 } else { 6 }).min(raw.len());
-                let text = unescape(&raw[i..from]);
-                if matches!(text.as_str(), "\"" | "\\") {
-                    out.push(b'\\');
-                }
-                out.extend_from_slice(text.as_bytes());
-                i = from;
-                continue;
-            }
-            Some(c) => *c, // a slash
-        };
-        out.extend_from_slice(&raw[from..i]);
-        out.push(plain);
-        i += 2;
-        from = i;
-    }
-    out.extend_from_slice(&raw[from..]);
-}
-
 impl Writer<'_> {
-    /// Write the value at `i`; returns the place behind it. `depth` counts what is open around it.
-    fn value(&mut self, i: usize, depth: u32) -> Result<usize, Malformed> {
-        match self.b.get(i) {
-            Some(b'"') => {
-                let (end, escapes) = string_escapes(self.b, i + 1)?;
-                if escapes == Escapes::Other {
-                    self.out.push(b'"');
-                    put_text(&mut self.out, &self.b[i + 1..end - 1], true);
-                    self.out.push(b'"');
-                } else {
-                    self.out.extend_from_slice(&self.b[i..end]);
-                }
-                Ok(end)
+    /// Where in the end it will stand what stands at `i`.
+    #[inline(always)]
+    fn place(&self, i: usize) -> usize {
+        self.out.len() + i - self.from
+    }
+
+    /// Write all that stands before `to`, and go on at `next`.
+    #[inline(always)]
+    fn copy(&mut self, to: usize, next: usize) {
+        let n = to - self.from;
+        match self.b[self.from..].first_chunk::<STRIDE>() {
+            Some(stride) if n <= STRIDE => {
+                let end = self.out.len() + n;
+                self.out.extend_from_slice(stride);
+                self.out.truncate(end);
             }
-            Some(b'{') => self.object(i, depth, &[]),
-            Some(b'[') => self.list(i, depth),
-            // Numbers and words as they are spelt.
-            _ => {
-                let end = value(self.b, i, depth)?;
-                self.out.extend_from_slice(&self.b[i..end]);
-                Ok(end)
-            }
+            _ => self.out.extend_from_slice(&self.b[self.from..to]),
+        }
+        self.from = next;
+    }
+
+    /// Leave out white space.
+    #[inline(always)]
+    fn blank(&mut self, cursor: &mut Cursor<'_, impl Look>) {
+        let at = cursor.place();
+        cursor.blank();
+        if cursor.place() != at {
+            self.copy(at, cursor.place());
         }
     }
 
-    fn list(&mut self, i: usize, depth: u32) -> Result<usize, Malformed> {
-        if depth == MAX_DEPTH {
-            return Err(Malformed(i, "nested too deeply"));
-        }
-        self.out.push(b'[');
-        let mut i = blank(self.b, i + 1);
-        if self.b.get(i) != Some(&b']') {
-            loop {
-                i = blank(self.b, self.value(i, depth + 1)?);
-                match self.b.get(i) {
-                    Some(b',') => i = blank(self.b, i + 1),
-                    Some(b']') => break,
-                    _ => return Err(Malformed(i, "',' or ']' expected")),
+    /// Write the string that lies there with its quotes: of its characters only quotes and backslashes stay escaped.
+    #[cold]
+    fn respell(&mut self, at: usize, to: usize) {
+        self.copy(at, at);
+        let mut i = at + 1;
+        loop {
+            i = string_stop(&self.b[..to], i);
+            let plain = match self.b.get(i + 1).filter(|_| i + 1 < to) {
+                None => break,
+                Some(b'"' | b'\\') => {
+                    i += 2;
+                    continue;
                 }
-                self.out.push(b',');
-            }
+                Some(b'n') => b'\n',
+                Some(b't') => b'\t',
+                Some(b'r') => b'\r',
+                Some(b'b') => 8,
+                Some(b'f') => 12,
+                Some(b'u') => {
+                    let hex = |at| hex4(self.b, at).unwrap_or(0);
+                    match hex(i + 2) {
+                        high @ 0xD800..0xDC00 => {
+                            let v = 0x1_0000 + ((high - 0xD800) << 10 | hex(i + 8) & 0x3FF);
+                            self.put(i, i + 12, v)
+                        }
+                        v => self.put(i, i + 6, v),
+                    }
+                    i = self.from;
+                    continue;
+                }
+                Some(_) => b'/',
+            };
+            self.copy(i, i + 2);
+            self.out.push(plain);
+            i += 2;
         }
-        self.out.push(b']');
-        Ok(i + 1)
+        self.copy(to, to);
     }
 
-    fn object(&mut self, i: usize, depth: u32, skip: &[Vec<u8>]) -> Result<usize, Malformed> {
-        if depth == MAX_DEPTH {
-            return Err(Malformed(i, "nested too deeply"));
+    /// Write the character `v` instead of what stands from `at` to `next`.
+    #[inline]
+    fn put(&mut self, at: usize, next: usize, v: u32) {
+        self.copy(at, next);
+        match char::from_u32(v).unwrap_or(char::REPLACEMENT_CHARACTER) {
+            c @ ('"' | '\\') => self.out.extend_from_slice(&[b'\\', c as u8]),
+            c if c.is_ascii() => self.out.push(c as u8),
+            c => self.out.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
         }
-        self.out.push(b'{');
-        let first = self.members.len();
-        let mut i = blank(self.b, i + 1);
-        if self.b.get(i) != Some(&b'}') {
-            loop {
-                let (from, to, start, escaped) = key(self.b, i)?;
-                let at = self.out.len();
-                self.out.push(b'"');
-                put_text(&mut self.out, &self.b[from..to], escaped);
-                let end = self.out.len();
-                if skip.iter().any(|name| name[..] == self.out[at + 1..end]) {
-                    self.out.truncate(at);
-                    i = value(self.b, start, depth + 1)?;
-                } else {
-                    self.out.extend_from_slice(b"\":");
-                    i = self.value(start, depth + 1)?;
-                    self.out.push(b',');
-                    self.members.push((at, end, self.out.len()));
-                }
-                i = blank(self.b, i);
-                match self.b.get(i) {
-                    Some(b',') => i = blank(self.b, i + 1),
-                    Some(b'}') => break,
-                    _ => return Err(Malformed(i, "',' or '}' expected")),
-                }
-            }
-        }
-        self.sort(first);
-        if self.out.last() == Some(&b',') {
-            self.out.pop();
-        }
-        self.out.push(b'}');
-        Ok(i + 1)
     }
 
-    /// Put the members from `first` on in the order of their keys; those of one key stay in theirs.
-    fn sort(&mut self, first: usize) {
+    /// Put the members from `first` on, of which the last ends at `to`, in the order of their keys; those of one key
+    /// stay in theirs.
+    fn sort(&mut self, first: usize, to: usize) {
+        self.copy(to, to);
         let Self {
             out, members, moved, ..
         } = self;
         let ours = &mut members[first..];
-        if ours.windows(2).any(|w| out[w[0].0..w[0].1] > out[w[1].0..w[1].1]) {
-            let at = ours[0].0;
-            if let [one, _] = ours {
-                out[at..].rotate_left(one.2 - at);
+        if ours.windows(2).all(|w| order(out, w[0], w[1]).is_le()) {
+            return;
+        }
+        out.push(b',');
+        let at = ours[0].0;
+        if let [_, (middle, _)] = *ours {
+            moved.clear();
+            moved.extend_from_slice(&out[at..middle]);
+            out.copy_within(middle.., at);
+            let back = out.len() - moved.len();
+            out[back..].copy_from_slice(moved);
+        } else {
+            let mut ours: Vec<_> = (0..ours.len())
+                .map(|k| (ours[k], ours.get(k + 1).map_or(out.len(), |next| next.0)))
+                .collect();
+            ours.sort_by(|(x, _), (y, _)| order(out, *x, *y));
+            moved.clear();
+            moved.extend_from_slice(&out[at..]);
+            out.truncate(at);
+            for ((from, _), to) in ours {
+                out.extend_from_slice(&moved[from - at..to - at]);
+            }
+        }
+        out.pop();
+    }
+}
+
+/// Which key comes first.
+#[inline(always)]
+fn order(out: &[u8], x: Member, y: Member) -> Ordering {
+    // The first eight bytes mostly tell, as one number.
+    if let (Some(a), Some(b)) = (out[x.0..].first_chunk(), out[y.0..].first_chunk()) {
+        let (a, b) = (u64::from_be_bytes(*a), u64::from_be_bytes(*b));
+        let alike = (a ^ b).leading_zeros() as usize / 8;
+        if alike < (x.1 - x.0).min(y.1 - y.0).min(8) {
+            return a.cmp(&b);
+        }
+    }
+    out[x.0..x.1].cmp(&out[y.0..y.1])
+}
+
+/// A body that is right and the names to leave out.
+struct Canonical<'a>(&'a [u8], &'a [Vec<u8>]);
+
+impl Task for Canonical<'_> {
+    type Out = Option<Vec<u8>>;
+
+    #[inline(always)]
+    fn run(self, look: impl Look) -> Self::Out {
+        let Self(b, skip) = self;
+        let mut cursor = Cursor::new(b, look)?;
+        cursor.blank();
+        if cursor.peek() != b'{' {
+            return None;
+        }
+        let mut writer = Writer {
+            b,
+            from: cursor.place(),
+            out: Vec::with_capacity(b.len() + STRIDE),
+            members: Vec::with_capacity(64),
+            moved: Vec::new(),
+        };
+        let mut around: Vec<Open> = Vec::with_capacity(16);
+        let mut open = Open::default();
+        loop {
+            let mut left_out = false;
+            if open.object {
+                let at = cursor.place();
+                let start = writer.place(at);
+                let (from, to) = cursor.key()?;
+                let bent = cursor.has_other_since(from);
+                if bent {
+                    writer.respell(at, to + 1);
+                }
+                let end = writer.place(to);
+                if cursor.place() != to + 2 {
+                    // White space before the colon or behind it.
+                    writer.copy(to + 1, cursor.place());
+                    writer.out.push(b':');
+                }
+                if around.len() == 1 && !skip.is_empty() {
+                    if !bent {
+                        writer.copy(cursor.place(), cursor.place());
+                    }
+                    left_out = skip.iter().any(|name| name[..] == writer.out[start + 1..end]);
+                }
+                if left_out {
+                    cursor.value()?;
+                    writer.out.truncate(start);
+                    writer.from = cursor.place();
+                } else {
+                    writer.members.push((start, end));
+                }
+            }
+            // A value begins, if it was not left out.
+            let from = cursor.place();
+            if left_out {
+            } else if cursor.pass::<b'"'>() {
+                cursor.text()?;
+                if cursor.has_other_since(from) {
+                    writer.respell(from, cursor.place());
+                }
+            } else if matches!(cursor.peek(), b'{' | b'[') {
+                if around.len() == MAX_DEPTH as usize {
+                    return None;
+                }
+                around.push(open);
+                open = Open {
+                    object: cursor.pass::<b'{'>() || !cursor.pass::<b'['>(),
+                    first: writer.members.len(),
+                };
+                writer.blank(&mut cursor);
+                if cursor.peek() != if open.object { b'}' } else { b']' } {
+                    continue;
+                }
             } else {
-                ours.sort_by(|x, y| out[x.0..x.1].cmp(&out[y.0..y.1]));
-                moved.clear();
-                moved.extend_from_slice(&out[at..]);
-                out.truncate(at);
-                for (from, _, to) in ours.iter() {
-                    out.extend_from_slice(&moved[from - at..to - at]);
+                cursor.scalar()?;
+            }
+            // A value has ended, or an empty one is to: close until another begins.
+            loop {
+                writer.blank(&mut cursor);
+                if cursor.pass::<b','>() {
+                    if left_out {
+                        writer.from = cursor.place();
+                    }
+                    writer.blank(&mut cursor);
+                    break;
+                }
+                if open.object && cursor.peek() == b'}' {
+                    if left_out && writer.out.last() == Some(&b',') {
+                        writer.out.pop();
+                    }
+                    if writer.members.len() > open.first + 1 {
+                        writer.sort(open.first, cursor.place());
+                    }
+                    writer.members.truncate(open.first);
+                    open = around.pop()?;
+                    if around.is_empty() {
+                        writer.copy(cursor.place() + 1, cursor.place());
+                        return cursor.at_end().then_some(writer.out);
+                    }
+                    cursor.pass_brace()?;
+                } else if open.object || !cursor.pass::<b']'>() {
+                    return None;
+                } else {
+                    open = around.pop()?;
                 }
             }
         }
-        members.truncate(first);
     }
+}
+
+/// What is wrong with a body that is not right.
+#[cold]
+fn flaw(b: &[u8]) -> Malformed {
+    if let Err(e) = simdutf8::compat::from_utf8(b) {
+        return Malformed(e.valid_up_to(), "not UTF-8");
+    }
+    let i = blank(b, 0);
+    if b.get(i) != Some(&b'{') {
+        return Malformed(i, "a JSON object expected");
+    }
+    value(b, i, 0).map_or_else(|flaw| flaw, |end| Malformed(blank(b, end), "text after the object"))
 }
 
 /// See `canonical`; `skip` are names as they stand between quotes.
 pub fn write(b: &[u8], skip: &[Vec<u8>]) -> Result<Vec<u8>, Malformed> {
-    if let Err(e) = simdutf8::compat::from_utf8(b) {
-        return Err(Malformed(e.valid_up_to(), "not UTF-8"));
-    }
-    let i = blank(b, 0);
-    if b.get(i) != Some(&b'{') {
-        return Err(Malformed(i, "a JSON object expected"));
-    }
-    let mut writer = Writer {
-        b,
-        out: Vec::with_capacity(b.len() + 16),
-        members: Vec::with_capacity(64),
-        moved: Vec::new(),
-    };
-    let end = blank(b, writer.object(i, 0, skip)?);
-    if end != b.len() {
-        return Err(Malformed(end, "text after the object"));
-    }
-    Ok(writer.out)
+    run(Canonical(b, skip)).ok_or_else(|| flaw(b))
 }
 
 /// The JSON object in `body` in one spelling, without the top-level fields in `skip`.
@@ -225,7 +327,7 @@ pub fn canonical<'py>(py: Python<'py>, body: &Bound<'py, PyBytes>, skip: Vec<Str
 mod tests {
     use super::*;
 
-    fn run(body: &str) -> Result<String, Malformed> {
+    fn spelt(body: &str) -> Result<String, Malformed> {
         write(body.as_bytes(), &[b"stream".to_vec()]).map(|out| String::from_utf8(out).unwrap())
     }
 
@@ -242,7 +344,7 @@ mod tests {
             (r#"{"a":"\u0022\\\/"}"#, r#"{"a":"\"\\/"}"#),
             ("{}", "{}"),
         ] {
-            assert_eq!(run(body).unwrap(), want);
+            assert_eq!(spelt(body).unwrap(), want);
         }
     }
 
@@ -259,11 +361,11 @@ mod tests {
             r#"{"a":[1 2]}"#,
             r#"{"stream":}"#,
         ] {
-            assert!(run(bad).is_err(), "{bad}");
+            assert!(spelt(bad).is_err(), "{bad}");
         }
         let deep = |n: usize| format!("{{\"a\":{}{}}}", "[".repeat(n), "]".repeat(n));
-        assert!(run(&deep(127)).is_ok());
-        assert!(run(&deep(128)).is_err());
-        assert!(run(&deep(100_000)).is_err());
+        assert!(spelt(&deep(127)).is_ok());
+        assert!(spelt(&deep(128)).is_err());
+        assert!(spelt(&deep(100_000)).is_err());
     }
 }

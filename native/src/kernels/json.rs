@@ -73,14 +73,28 @@ pub fn blank(b: &[u8], mut i: usize) -> usize {
 pub fn hex4(b: &[u8], i: usize) -> Result<u32, Malformed> {
     let mut v = 0;
     for k in 0..4 {
-        let d = b
-            .get(i + k)
-            .and_then(|c| (*c as char).to_digit(16))
-            .ok_or(Malformed(i + k, "bad \\u escape"))?;
-        v = v * 16 + d;
+        let d = b.get(i + k).map_or(NO_DIGIT, |c| HEX[usize::from(*c)]);
+        if d == NO_DIGIT {
+            return Err(Malformed(i + k, "bad \\u escape"));
+        }
+        v = v << 4 | u32::from(d);
     }
     Ok(v)
 }
+
+const NO_DIGIT: u8 = 0xff;
+
+/// What each byte is worth as a hexadecimal digit.
+static HEX: [u8; 256] = {
+    let mut table = [NO_DIGIT; 256];
+    let mut v = 0;
+    while v < 16 {
+        table[b"0123456789abcdef"[v as usize] as usize] = v;
+        table[b"0123456789ABCDEF"[v as usize] as usize] = v;
+        v += 1;
+    }
+    table
+};
 
 /// `i` is just after the opening quote; returns just after the closing one, and whether an escape was met.
 #[inline]

@@ -96,7 +96,7 @@ fn receive(req: &Arc<Req>, bodies: &mut Vec<Vec<u8>>) {
             assert!(!more);
             let body = chunks.concat();
             assert_eq!(body.len(), size);
-            let response = respond(req, (StatusCode::OK, Vec::new()), Some(body.len() as u64));
+            let response = respond(req, (StatusCode::OK, http::HeaderMap::new()), Some(body.len() as u64));
             let mut state = req.lock();
             if !state.over {
                 state.started = true;

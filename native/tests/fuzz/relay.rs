@@ -106,7 +106,7 @@ fn relayed(pieces: Vec<Vec<u8>>, blocks: bool) -> (Vec<u8>, Option<&'static str>
             let mut state = req.lock();
             state.started = true;
             state.relaying = true;
-            state.response = Some(respond(&req, (StatusCode::OK, Vec::new()), None));
+            state.response = Some(respond(&req, (StatusCode::OK, http::HeaderMap::new()), None));
             drop(state);
             let mut state = call.lock();
             state.relay = Some(Relay {

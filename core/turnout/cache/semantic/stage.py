@@ -1,10 +1,15 @@
 """The semantic look-up, between the exact cache and the upstream call.
 
-    question -> scope -> nearest kept question -> score -> (second look) -> bar -> its answer, if it is still there
+    question -> scope -> nearest kept question -> score -> (another's proposal) -> (second look) -> bar -> (gate)
+        -> its answer, if it is still there
 
 The first look costs well under 0.1 ms and decides most; the second, a transformer in another thread, only what lies
 between. What is served, what is not, and what turned out wrong goes to the meter of the tenant on the route, whose bar
 this stage asks for. Answers lie in the exact cache; this is about whose answer may be given.
+
+Where the route has an endpoint (remote/) and the first look serves nothing, that one's vectors propose a question too. Its
+score is the verifier's, from what both texts say and their local vectors: a cosine of another model never stands in for
+one that the verifier was fitted to. That cosine has a bar of its own, the gate's (meters.py), behind all others.
 """
 
 from collections.abc import Callable
@@ -26,6 +31,7 @@ from .books import Place
 from .compare import answer_text, same_answer
 from .knowledge import Knowledge
 from .meters import Meters
+from .remote import beside
 from .scopes import Item, Scope
 from .spec import Semantic
 
@@ -44,6 +50,8 @@ class Asked(msgspec.Struct):
     said: Any
     tenant: str
     tag: str
+    by: Exchange  # who asks: what is asked of an endpoint is booked on it
+    endpoint: Any = None  # remote.endpoint.Endpoint, where the route has one
     near: Item | None = None
     cosine: float = 0.0
     others: list[tuple[Item, float]] = []  # nearly as near, which the second look may prefer
@@ -54,7 +62,17 @@ class Asked(msgspec.Struct):
     weight: float = 0.0  # of the label that a fresh answer gives: the hit was served, and is checked
     fresh: str | None = None  # such an answer, while it is asked once more
     verdict: bool | None = None  # what it said of the one that was served
+    remote: bytes | None = None  # the endpoint's vector of the text
+    found: Item | None = None  # the nearest by that, unless the verifier has a veto
+    found_cosine: float = 0.0
+    proposed: Item | None = None  # that one, where its score was better than that of the nearest
+    gated: bool = False  # it was served by its cosine
     paired: bool = False  # two fresh ones are compared to know how much answers to one question differ
+
+    @property
+    def sim(self) -> float:
+        """The cosine by which the question was found that is served."""
+        return self.found_cosine if self.gated or self.proposed is self.near is not None else self.cosine
 
 
 class Lookup:
@@ -75,6 +93,7 @@ class Lookup:
         self.knowledge = knowledge
         self.meters = meters
         self._memory = memory
+        self._clock = clock
         self._now = clock.now_ns
         self._wall = clock.wall_ns
         self._rng = rng
@@ -103,7 +122,7 @@ class Lookup:
         place = Place(question.scope, "" if spec.share == "route" else tenant, x.route.name, x.model)
         scope = self.knowledge.scope(place)
         scope.most = spec.max_entries
-        asked = Asked(place, scope, spec, question.text, said, tenant, policy.tag(x))
+        asked = Asked(place, scope, spec, question.text, said, tenant, policy.tag(x), x, policy.endpoint)
         scope.vector_bytes = self._again.kept_bytes(spec)
         found = self._nearest(asked, question.also)
         if found:
@@ -121,7 +140,7 @@ class Lookup:
             place = msgspec.structs.replace(asked.place, scope=also)
             asked.also = self.knowledge.scope(place)
             scopes.append(asked.also)
-        found = [pair for scope in scopes for pair in scope.nearest(vector, self._wall(), most) if pair[1] >= NEAR]
+        found = [pair for scope in scopes for pair in self.knowledge.nearest(scope, vector, most) if pair[1] >= NEAR]
         return sorted(found, key=lambda pair: -pair[1])[:most] if also else found
 
     async def answer(self, x: Exchange, asked: Asked, least: float) -> Entry | None:
@@ -130,12 +149,14 @@ class Lookup:
         meter = self._meter(asked)
         now = self._wall()
         meter.request(now)
+        if asked.endpoint is not None:
+            await self._look_beside(x, asked, least, meter, now)
         item, outcome = asked.near, "far"
         entry: Entry | None = None
         if item is not None:
             scope = asked.place.scope
             bar = meter.threshold(scope, item.number, now)
-            if asked.cosine < least:
+            if (asked.cosine if asked.endpoint is None else asked.sim) < least:
                 outcome = "least"
             elif asked.score >= bar:
                 outcome = "hit"
@@ -151,23 +172,55 @@ class Lookup:
                 outcome = outcome if entry is not None else "gone"
             if entry is not None:
                 item.hits += 1
-                item.last = asked.score
+                item.last, item.gate = asked.score, ""
                 meter.served(now, asked.score, scope, item.number)
             else:
                 meter.missed(now, asked.score, scope, item.number)
             self.meters.saw(asked.tenant, asked.place.route, asked.text, item.text, asked.score, bar, outcome)
+        if asked.endpoint is not None:
+            entry, outcome = await self._behind(x, asked, entry, outcome, least, now)
         self._count("turnout_semantic_total", (x.route.name, outcome))
         return entry
 
+    async def _look_beside(self, x: Exchange, asked: Asked, least: float, meter: Any, now: int) -> None:
+        """What the endpoint proposes, unless the first look serves already."""
+        beside.gate_of(self.meters, asked).request(now)
+        near = asked.near
+        if near is None or asked.cosine < least or asked.score < meter.threshold(asked.place.scope, near.number, now):
+            verifier = models.verifier(asked.spec.profile)
+            await beside.propose(x, asked, verifier, self._clock)
+            asked.score = self._again.on_scale(asked.spec, asked.raw)
+
+    async def _behind(
+        self, x: Exchange, asked: Asked, entry: Entry | None, outcome: str, least: float, now: int
+    ) -> tuple[Entry | None, str]:
+        """The gate, where the verifier has let nothing pass; and the outcome's name."""
+        if entry is not None:
+            return entry, f"{outcome}-proposed" if asked.proposed is asked.near else outcome
+        if (item := asked.found) is not None:
+            if beside.passes(self.meters, asked, item, least, now):
+                entry = await self._entry(x, asked, item)
+            beside.tell(self.meters, asked, item, entry, now)
+        return entry, "hit-gate" if entry is not None else outcome
+
     def wants_check(self, asked: Asked) -> bool:
         """Whether this hit is to be asked again, to know whether it was right."""
-        chance: float = self._meter(asked).wants_check(asked.score, asked.place.scope, self._wall(), self._rng.random())
+        meter, score, _ = self._served(asked)
+        chance: float = meter.wants_check(score, asked.place.scope, self._wall(), self._rng.random())
         asked.weight = 1.0 / chance if chance > 0 else 0.0
         return chance > 0
 
     def _meter(self, asked: Asked) -> Any:
         spec = asked.spec
-        return self.meters.of(asked.tenant, asked.place.route, spec, self._again.threshold(spec))
+        return self.meters.of(
+            asked.tenant, asked.place.route, spec, self._again.threshold(spec), asked.endpoint is not None
+        )
+
+    def _served(self, asked: Asked) -> tuple[Any, float, Item | None]:
+        """The meter, the score and the question of what was served, or would have been."""
+        if asked.gated:
+            return beside.gate_of(self.meters, asked), asked.found_cosine, asked.found
+        return self._meter(asked), asked.score, asked.near
 
     async def _entry(self, x: Exchange, asked: Asked, item: Item) -> Entry | None:
         """The answer to the kept question; without one the question goes too."""
@@ -189,7 +242,8 @@ class Lookup:
             for scope in (asked.scope, asked.also):
                 if scope is not None:
                     self.knowledge.scopes.remove(scope, item)
-            asked.near = None
+            asked.near = asked.near if asked.near is not item else None
+            asked.found = asked.found if asked.found is not item else None
         return entry
 
     # ---- learning
@@ -213,21 +267,25 @@ class Lookup:
                 tags=entry.tags,
                 stored_ns=wall_ns,
                 dead_ns=wall_ns + entry.fresh_ns - now,  # a stale answer is nobody else's
+                remote=asked.remote,
             )
             self._again.keep(asked, item)
             self.knowledge.add(asked.place, asked.scope, item, entry)
+            if asked.endpoint is not None and asked.remote is None:
+                self.knowledge.spawn(beside.embed_kept(self.knowledge, asked, item, entry))
         return again
 
     def _judge(self, asked: Asked, entry: Entry, text: str) -> bool:
         """What a fresh answer says of the nearest kept one. Of a hit that was served, "wrong" is believed only where a
         second fresh answer says the same as the first: many questions have answers that are never twice the same."""
-        near = asked.near
+        if asked.found is not None and not asked.weight:
+            right = beside.label_miss(self.meters, self._memory, self._clock, asked, entry, text)
+            self._count("turnout_semantic_labels_total", (asked.place.route, "found", _VERDICTS[right]))
+        meter, score, near = self._served(asked)
         if near is None or near.digest == entry.digest:
             return False
-        meter = self._meter(asked)
         if asked.weight:
             meter.spent(entry.cost_nanos)
-        right: bool | None
         if asked.fresh is not None:
             same = same_answer(asked.fresh, text)
             if asked.paired:
@@ -246,9 +304,10 @@ class Lookup:
                     return True
         asked.verdict = right
         kind = "check" if asked.weight else "miss"
-        meter.label(self._wall(), asked.score, asked.place.scope, near.number, right, asked.weight or 1.0, kind)
+        meter.label(self._wall(), score, asked.place.scope, near.number, right, asked.weight or 1.0, kind)
         self._count("turnout_semantic_labels_total", (asked.place.route, kind, _VERDICTS[right]))
-        self.meters.labelled(asked.tenant, asked.place.route, asked.text, near.text, asked.score, right, kind)
+        gate = asked.endpoint.name if asked.gated else ""
+        self.meters.labelled(asked.tenant, asked.place.route, asked.text, near.text, score, right, kind, gate)
         return False
 
     def feedback(self, tenant: str, entry: str, good: bool) -> bool:
@@ -257,7 +316,7 @@ class Lookup:
         for scope in self.knowledge.scopes:
             for item in scope.items.values():
                 if item.tenant == tenant and item.digest.hex().startswith(entry):
-                    meter = self.meters.known(tenant, scope.route)
+                    meter = self.meters.known(tenant, scope.route, item.gate)
                     if meter is not None and item.last:
                         meter.label(self._wall(), item.last, scope.key, item.number, good, 1.0, "feedback")
                     self._count("turnout_semantic_labels_total", (scope.route, "feedback", _VERDICTS[good]))

@@ -3,6 +3,8 @@
 The client's body goes through with only `model` (and what the route sets) changed.
 """
 
+from typing import ClassVar
+
 import msgspec
 
 from ...secret import Secret
@@ -20,6 +22,8 @@ class AccountSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
 class OpenAISpec(msgspec.Struct, tag_field="kind", tag="openai", frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`base_url` ends where `/chat/completions` begins, e.g. `https://api.openai.com/v1`."""
+
+    embeds: ClassVar[bool] = True  # has an endpoint for embeddings
 
     base_url: str
     api_key: Secret | None = None

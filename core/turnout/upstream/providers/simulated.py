@@ -8,7 +8,7 @@ that it is not real. This file holds only what a config may say about it.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import msgspec
 
@@ -69,6 +69,8 @@ class SimulatedSpec(
     around `ttft_ms` (the median), the gaps between tokens log-normal with the mean
     1 / `tokens_per_s`; both come from `random.Random(seed)`, so a run can be repeated.
     """
+
+    embeds: ClassVar[bool] = True  # has an endpoint for embeddings
 
     seed: int = 0
     ttft_ms: NotNegative = 150.0

@@ -6,6 +6,7 @@ taken to weigh what an average one would (Tiwari, Clegg and Zou 2006), their lar
 The difference of two estimates keeps both their skews by MOVER (Zou and Donner, Statistics in Medicine 27, 2008).
 """
 
+from collections.abc import Sequence
 from math import exp, lgamma, log, sqrt
 from typing import NamedTuple
 
@@ -107,6 +108,14 @@ def less_noise(seen: Bound, hits: float, noise: Bound) -> Bound:
     low = middle - sqrt((seen.value - seen.low) ** 2 + (hits * (noise.high - f)) ** 2)
     high = middle + sqrt((seen.high - seen.value) ** 2 + (hits * (f - noise.low)) ** 2)
     return Bound(*(min(max(x / (1.0 - f), 0.0), hits) for x in (middle, low, high)))
+
+
+def added(parts: Sequence[Bound]) -> Bound:
+    """The sum of independent estimates, each as skew as it is (MOVER)."""
+    value = sum(part.value for part in parts)
+    low = value - sqrt(sum((part.value - part.low) ** 2 for part in parts))
+    high = value + sqrt(sum((part.high - part.value) ** 2 for part in parts))
+    return Bound(value, max(0.0, low), high)
 
 
 def wilson(p: float, n: float) -> Bound:

@@ -7,7 +7,9 @@ checked hits do (a Poisson CUSUM, Lucas 1985).
 """
 
 from collections.abc import Sequence
-from math import log, sqrt
+from math import inf, log, sqrt
+
+import msgspec
 
 from .tuning import below
 from .window import BINS, CHECK_W, CHECK_WRONG, CHECKS, EDGES, MISS_WRONG, MISSES
@@ -18,6 +20,32 @@ TIMES, RISE = 2.0, 6.0  # the same for the third: the rate has doubled
 GREY = 0.05  # of the score, on both sides of the threshold: the labels that are watched
 NEAR_BINS = 3  # on both sides: what a bin's expectation is averaged over
 FEWEST = 20.0  # labels that make an expectation, wrong ones that make a rate
+
+
+class Walks(msgspec.Struct, array_like=True, frozen=True):
+    """As far as they have come, for when this worker is started again. Of an era."""
+
+    era: int
+    up: float
+    down: float
+    rise: float
+    asked: int
+    often: float
+    low: int
+    at: int
+    expected: list[float]  # none: nothing is
+
+    @property
+    def sane(self) -> bool:
+        return (
+            all(0.0 <= walk < 1e6 for walk in (self.up, self.down, self.rise))
+            and 0 <= self.asked < 1 << 53
+            and -1.0 <= self.often < inf
+            and 0 <= self.low <= BINS
+            and 0 <= self.at <= BINS
+            and len(self.expected) in (0, BINS)
+            and all(p == -1.0 or 0.0 < p < 1.0 for p in self.expected)
+        )
 
 
 class Drift:
@@ -35,6 +63,19 @@ class Drift:
         self._often = -1.0
         self._low = self._at = 0
         self._expected = [-1.0] * BINS
+
+    def walks(self, era: int) -> Walks:
+        known = self._expected if max(self._expected) >= 0.0 else []
+        return Walks(era, self.up, self.down, self._rise, self.asked, self._often, self._low, self._at, list(known))
+
+    def resume(self, walks: Walks) -> None:
+        """Go on from there, with what has been walked since."""
+        self.walk(walks.up, walks.down)
+        self._rise += walks.rise
+        self.asked += walks.asked
+        self._often, self._low, self._at = walks.often, walks.low, walks.at
+        if walks.expected:
+            self._expected = list(walks.expected)
 
     def learn(self, cells: Sequence[float], requests: float, at: int, step: bool) -> None:
         """Of the era. `at`: the bin served from, which has moved; `step`: as many labels have come as make a new look worth

@@ -16,7 +16,7 @@ from .bars import Bars
 from .bounds import NOTHING_KNOWN
 from .drift import GREY, Drift
 from .pool import Pool, Ratchet
-from .spending import FIRST, Spending
+from .spending import FIRST, Spending, Window
 from .telling import USELESS, Estimate, advice, calibration, estimate, noise_of
 from .tuning import Noise, Point
 from .window import (
@@ -67,7 +67,8 @@ PAIRS_EVERY = 10  # from then on, of checks
 class Meter:
     """`budget`: wrong/all to hold, `factory`: the verifier's threshold for it. `name`: this worker's, the same after a
     restart. `floor`: no threshold is looser. `check_share`: of hits asked again in the long run; `most_share`: never more
-    than that (and the `first` hits). `most_nanos`: what this worker may spend on it in each `spend_ns`. `confirmed`: a
+    than that (and the `first` hits). `most_nanos`: what may be spent on it in each `spend_ns`, by this worker or by all who
+    count in `shared`. `confirmed`: a
     check's label is "wrong" only where a second fresh answer agreed with the first against the kept one (else None); if it
     is not, `pair` has to tell how often two fresh answers differ."""
 
@@ -85,6 +86,7 @@ class Meter:
         most_nanos: int | None = None,
         spend_ns: int = DAY_NS,
         confirmed: bool = True,
+        shared: Window | None = None,
     ) -> None:
         self.budget = budget
         self._factory = bin_of(factory) if factory <= 1.0 else BINS
@@ -96,10 +98,11 @@ class Meter:
         ratchet = Ratchet(0, 0.0, self._factory, self._factory)
         self._pool = Pool(name, half_life_ns, ratchet, self._bars, (budget, factory))
         self._own = self._pool.own
-        self._spending = Spending(check_share, most_share, most_nanos, spend_ns)
+        self._spending = Spending(check_share, most_share, most_nanos, spend_ns, shared)
         self._drift = Drift()
         self._scopes: dict[bytes, int] = {}  # those that are stricter, by their level
         self._unwalked = (0.0, 0.0)  # what other workers' labels add to the walks
+        self._resumed = False  # the walks of before the restart
         self._noise = Noise(NOTHING_KNOWN, NOTHING_KNOWN, False)
         self._rate_of_hits = 0.0  # wrong/hits by the labels of checks, and what the budget allows of it
         self._allowed = 1.0
@@ -107,6 +110,7 @@ class Meter:
         self._points: list[Point] = []
         self._levels: tuple[float, ...] = ()
         self._threshold = 2.0
+        self.requests = 0.0  # that what follows from labels is known from, as of the last look at them
         self._set()
 
     # ---- what happens; on a request's way
@@ -236,7 +240,7 @@ class Meter:
             self._turn(alarm == "worse")
         pool, ratchet = self._pool, self._pool.ratchet
         cells, scalars = pool.totals(now_ns, era=True)
-        requests = pool.era_requests()
+        self.requests = requests = pool.era_requests()
         self._noise = noise = noise_of(cells, scalars, self._confirmed)
         points = self._points = tuning.curve(cells, requests, noise)
         labels = scalars[LABELS_N]
@@ -318,7 +322,7 @@ class Meter:
 
     def dump(self, now_ns: int, everyone: bool = True) -> bytes:
         """For Redis or the disk. `everyone`: all workers' sums, not this one's alone. Nothing new: the same bytes."""
-        return self._pool.dump(now_ns, everyone)
+        return self._pool.dump(now_ns, everyone, self._drift.walks(self._own.era))
 
     def merge(self, data: bytes, now_ns: int) -> bool:
         """What another worker said, or this one before it was started again; in any order, again and again. False: it is
@@ -330,6 +334,11 @@ class Meter:
         if self._own.era != era:
             self._forget(self._pool.ratchet.labels)
         self._unwalked = (self._unwalked[0] + walked[0], self._unwalked[1] + walked[1])
+        if (walks := self._pool.walks) is not None:
+            self._pool.walks = None
+            if walks.era == self._own.era and not self._resumed:
+                self._drift.resume(walks)
+            self._resumed = True
         self._set()
         return True
 

@@ -7,6 +7,7 @@ items' bars. Merging takes the later of each: in any order, any number of times,
 import msgspec
 
 from .bars import MOST_BAR, MOST_ITEMS, Bars, Record
+from .drift import Walks
 from .window import BINS, CELLS, DOWN, HITS_N, PAIRS_WW, REQUESTS, SCALARS, SQUARES, UP, Report, Sums, sane
 
 VERSION = 1
@@ -31,6 +32,7 @@ class State(msgspec.Struct, array_like=True, frozen=True):
     workers: list[Report]
     ratchet: Ratchet
     items: dict[int, Record]
+    walks: Walks | None = None  # of the first of the workers
 
 
 _encode = msgspec.msgpack.encode
@@ -49,6 +51,7 @@ class Pool:
         self.ratchet = ratchet
         self._told: tuple[list[float], Ratchet] | None = None
         self.hits = 0.0  # of the others, ever
+        self.walks: Walks | None = None  # this worker's own, before it was started again
 
     def scalar(self, which: int) -> float:
         return self.own.scalars[which] + sum(sums.scalars[which] for sums in self.others.values())
@@ -90,7 +93,7 @@ class Pool:
 
     # ---- what travels
 
-    def dump(self, now_ns: int, everyone: bool) -> bytes:
+    def dump(self, now_ns: int, everyone: bool, walks: Walks | None = None) -> bytes:
         """This worker's sums, or `everyone`'s as they are known here, the threshold and the bars."""
         self.own.weight(now_ns)
         if (before := self.others.pop(self.name, None)) is not None:  # this worker's own, before it was started again
@@ -107,7 +110,9 @@ class Pool:
                 sums.shift(self.own.lap)
                 if sums.scalars[REQUESTS] > faded:
                     reports.append(sums.report(name))
-        return _encode(State(VERSION, self.own.half_life_ns, self._rule, reports, self.ratchet, self._bars.records))
+        return _encode(
+            State(VERSION, self.own.half_life_ns, self._rule, reports, self.ratchet, self._bars.records, walks)
+        )
 
     def merge(self, data: bytes, now_ns: int) -> tuple[float, float] | None:
         """Take what is newer. What the workers known before have walked since, in this era; None: the data is no state."""
@@ -120,6 +125,9 @@ class Pool:
             return None
         if state.rule == self._rule:
             self.ratchet = max(self.ratchet, state.ratchet)
+            walks = state.walks
+            if walks is not None and walks.sane and not self.own.number and state.workers[:1]:
+                self.walks = walks if state.workers[0].name == self.name else None
         if self.ratchet.era > self.own.era:
             self.own.turn(self.ratchet.era)
         up = down = 0.0
