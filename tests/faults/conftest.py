@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from faults.server import FaultServer
-from support.gateway import KEY, Gateway
+from support.gateway import KEY, PATIENCE_S, Gateway
 
 MODEL = "gpt-4o-mini"  # in the price table
 MESSAGES = [{"role": "user", "content": "hello"}]
@@ -77,14 +77,14 @@ class Wire:
         if recv_buffer:  # before connecting, or it does not bind the window
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, recv_buffer)
         self.socket.connect((gateway.host, gateway.port))
-        self.socket.settimeout(20)
+        self.socket.settimeout(PATIENCE_S)
         raw = json.dumps(data).encode()
         head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: {gateway.host}\r\nauthorization: Bearer {KEY}\r\ncontent-type: application/json\r\ncontent-length: {len(raw)}\r\n\r\n"
         self.socket.sendall(head.encode() + raw)
         self.data = b""
         self.ended = ""  # how: fin or reset
 
-    def read_until(self, wanted: bytes, seconds: float = 20) -> bytes:
+    def read_until(self, wanted: bytes, seconds: float = PATIENCE_S) -> bytes:
         """Read until `wanted` is there. Fails at the end of the connection or of the time."""
         end = time.monotonic() + seconds
         while wanted not in self.data:
@@ -94,7 +94,7 @@ class Wire:
             self.data += piece
         return self.data
 
-    def read_to_end(self, seconds: float = 20) -> bytes:
+    def read_to_end(self, seconds: float = PATIENCE_S) -> bytes:
         """All bytes until the other side ends the connection."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:

@@ -201,10 +201,16 @@ def test_what_is_gathered_or_held_back_is_hedged_too(gateway: Gateway, pair: Pai
 def test_the_waiting_of_losers_moves_the_traffic(gateway: Gateway, pair: Pair) -> None:
     pair.ways |= {"a/learns": "ok", "b/learns": "late-token:ms=80"}
     with gateway.client() as client:
-        for _ in range(30):
-            ask(client, "learns", True)
+
+        def faster() -> bool:
+            """A loaded machine may make it slow once; then it gets probes."""
+            before = len(pair.seen("a", "learns"))
+            for _ in range(30):
+                ask(client, "learns", True)
+            return len(pair.seen("a", "learns")) - before > 15
+
+        assert Gateway.wait_for(faster), "it is the faster one"
         before = len(pair.seen("a", "learns"))
-        assert before > 15, "it is the faster one"
         pair.ways["a/learns"] = "silence"
         answers = [ask(client, "learns", True) for _ in range(12)]
     assert [text_of(answer) for answer in answers] == [TEXT] * 12

@@ -118,6 +118,7 @@ def judged(times: list[float], label: str) -> None:
     assert middle < VISIBLE_S and times[-1] < VISIBLE_S + ROOM_S
 
 
+@pytest.mark.alone
 def test_workers_know_what_one_has_learned(serve: Callable[..., Gateway], scholar: Scholar) -> None:
     gateway = serve(settings(scholar), env=ENV)
     times = []
@@ -194,6 +195,7 @@ def test_hosts_that_share_a_redis_share_what_they_know(host: Callable[[], Gatewa
     assert kept == []
 
 
+@pytest.mark.alone
 def test_another_host_gives_it_in_time(host: Callable[[], Gateway]) -> None:
     one, two = host(), host()
     times = []

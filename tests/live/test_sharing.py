@@ -104,6 +104,7 @@ def test_a_target_that_turns_slow_loses_its_traffic_in_all_workers_and_gets_it_b
     assert not load.wrong
 
 
+@pytest.mark.alone
 def test_a_target_that_fails_fast_never_gains_traffic(gateway: Gateway, pool: Pool, load: Load) -> None:
     assert gateway.wait_for(lambda: load.lately("a") > 0.7, 30)
     pool.set("a", DOWN)  # had all the traffic
