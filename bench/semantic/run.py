@@ -61,7 +61,11 @@ WANTED = (
     Wanted("words swapped, as it comes", "mix-1", ("paws_qqp",), traps=0.01),
     Wanted("conversations, as it comes", "mix-1", ("conv",), traps=0.0),
 )
-STREAM = Wanted("banking77, faq, 0.5 %, cold", "faq-0.5", ("banking77",), recall=0.20, wrong=0.005)
+# Both from an empty cache: at first there is little to be given.
+STREAMS = {
+    3000: Wanted("banking77, the first 3,000, faq, 0.5 %, cold", "faq-0.5", ("banking77",), recall=0.20, wrong=0.005),
+    0: Wanted("banking77, all of it, faq, 0.5 %, cold", "faq-0.5", ("banking77",), recall=0.20, wrong=0.005),
+}
 
 
 def routes() -> list[dict[str, Any]]:
@@ -255,18 +259,21 @@ def main() -> int:
 
     with gateway(args.engine) as server:
         client = Client(server.port)
-        for wanted in (*WANTED, STREAM):
+        for wanted in WANTED:
             if only and wanted.route not in only:
                 continue
             total = Count()
             for name in wanted.sets:
                 if (wanted.route, name) not in done:
                     print(f"      ... {name} at {wanted.route}", file=sys.stderr, flush=True)
-                    found = rows(name)
-                    counted = stream(client, wanted.route, found[:3000]) if wanted is STREAM else pairs(client, wanted.route, name, found)
-                    done[wanted.route, name] = counted
+                    done[wanted.route, name] = pairs(client, wanted.route, name, rows(name))
                 total += done[wanted.route, name]
             good &= judge(wanted, total)
+        for first, wanted in STREAMS.items():
+            if not only or wanted.route in only:
+                found = rows(wanted.sets[0])
+                print(f"      ... {wanted.name}", file=sys.stderr, flush=True)
+                good &= judge(wanted, stream(client, wanted.route, found[: first or len(found)]))
     return 0 if good else 1
 
 

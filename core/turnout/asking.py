@@ -73,7 +73,7 @@ class Asking:
             targets = self.ranked(x, route, now)
             # What nearly every request begins with, and ends with: a course is only made where that does not serve.
             index, why = 0, "first"
-            if now >= x.deadline_ns or not targets[0].health.starts(now):
+            if not targets or now >= x.deadline_ns or not targets[0].health.starts(now):
                 course = self.course(x, targets)
         while True:
             if course is not None:

@@ -55,7 +55,7 @@ class Incoming:
     def head(self, reader: HeadReader) -> tuple[bytes | None, int, list[tuple[int, bytes, bytes]]]:
         headers = self._headers
         found: tuple[bytes | None, int, list[tuple[int, bytes, bytes]]] = reader.read(
-            headers if type(headers) is list else [(bytes(name), bytes(value)) for name, value in headers]
+            headers if _is_plain(headers) else [(bytes(name), bytes(value)) for name, value in headers]
         )
         return found
 
@@ -64,3 +64,8 @@ class Incoming:
 
     def reply(self, status: int, headers: Headers, body: bytes) -> bool:
         return False
+
+
+def _is_plain(headers: object) -> bool:
+    """A list of tuples, as servers give it; ASGI allows other pairs."""
+    return type(headers) is list and (not headers or type(headers[0]) is tuple)

@@ -51,6 +51,11 @@ class Deep:
         self._jobs.put((ids, loop, future))
         return await future
 
+    @property
+    def waiting(self) -> int:
+        """How many texts are in the queue, with the one under way."""
+        return self._waiting
+
     def close(self) -> None:
         """Ends the thread once it is through with what waits."""
         if self._thread is not None:

@@ -71,14 +71,14 @@ class Knowledge:
             self.spawn(self._load(scope, place))
         return scope
 
-    def nearest(self, scope: Scope, vector: bytes) -> list[tuple[Item, float]]:
+    def nearest(self, scope: Scope, vector: bytes, most: int = index.NEAREST) -> list[tuple[Item, float]]:
         """The few items whose questions are nearest, with their cosines."""
         if (rest := scope.rest) is not None:
             for data in rest.nearest(vector):
                 found = read(data, self._clock.wall_ns())
                 if found is not None and found.digest not in rest.dropped and self._take(scope, found):
                     rest.taken.add(found.digest)
-        return scope.nearest(vector, self._clock.wall_ns())
+        return scope.nearest(vector, self._clock.wall_ns(), most)
 
     def add(self, place: Place, scope: Scope, item: Item, entry: Entry) -> None:
         """Keep a question, here and for the others."""

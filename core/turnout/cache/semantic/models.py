@@ -3,9 +3,12 @@
 import hashlib
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...native import Lexicon, Verifier
+
+if TYPE_CHECKING:
+    from .intents import Intents
 
 _DATA = files(__package__) / "data"
 
@@ -28,3 +31,10 @@ def lexicon_version() -> bytes:
 @cache
 def verifier(profile: str) -> Any:
     return Verifier((_DATA / f"{profile}.bin").read_bytes())
+
+
+@cache
+def intents() -> "Intents":
+    from .intents import Intents  # numpy: nobody else shall load it
+
+    return Intents((_DATA / "intents.bin").read_bytes())

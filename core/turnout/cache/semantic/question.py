@@ -36,6 +36,7 @@ _encode = msgspec.json.encode
 class Question(msgspec.Struct, frozen=True):
     scope: bytes  # 16 bytes: all that decides about the answer but the text
     text: str
+    also: bytes = b""  # another scope whose answers do for this question
 
 
 class Questions:
@@ -57,6 +58,7 @@ class Questions:
         self._skip = sorted({*skip, "messages"})
         self._partition = joined(b"semantic", version, partition)
         self._share = spec.share
+        self._both = spec.profile == "faq" and spec.share != "key"
         self._facts = facts
         self._volatile = _any_of(spec.volatile)
         self._personal = _any_of(PERSONAL if spec.personal == "key" else ())
@@ -88,22 +90,29 @@ class Questions:
         if self._volatile is not None and self._volatile.search(text):
             return "volatile"
         own = self._personal is not None and self._personal.search(text) is not None
-        return Question(self._scope(x, earlier, beta, "key" if own else self._share), text)
+        rest = self._rest(x, earlier, beta)
+        if self._personal is None or not self._both:
+            return Question(self._scope(x, "key" if own else self._share, rest), text)
+        # "How do I block my card?" and "how does one block a card?" are one intent. What was answered to a question about
+        # the one who asks goes to its own key alone; but that key may have both, whichever way it asks.
+        shared, mine = self._scope(x, self._share, rest), self._scope(x, "key", rest)
+        return Question(mine, text, shared) if own else Question(shared, text, mine)
 
-    def _scope(self, x: Exchange, earlier: list[msgspec.Raw], beta: bytes, share: str) -> bytes:
+    def _scope(self, x: Exchange, share: str, rest: bytes) -> bytes:
         who = x.principal
         assert who is not None
         owner = {"key": f"key:{who.tenant}:{who.name}", "tenant": f"tenant:{who.tenant}", "route": "route"}[share]
-        said = joined(
-            self._partition,
-            owner.encode(),
+        return hashlib.sha256(joined(self._partition, owner.encode()) + rest).digest()[:16]
+
+    def _rest(self, x: Exchange, earlier: list[msgspec.Raw], beta: bytes) -> bytes:
+        """What else decides about the answer."""
+        return joined(
             x.surface.name.encode(),
             beta,
             self._facts(x) if self._facts is not None else b"",
             canonical(x.body, self._skip),
             canonical(b'{"m":[%b]}' % b",".join(map(bytes, earlier)), []) if earlier else b"",
         )
-        return hashlib.sha256(said).digest()[:16]
 
 
 def _any_of(words: Sequence[str]) -> re.Pattern[str] | None:

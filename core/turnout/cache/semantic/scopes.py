@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from ..purge import Purge
-from .index import FLAT, Index
+from .index import FLAT, NEAREST, Index
 from .remote.space import Space
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Item(msgspec.Struct, gc=False):
         0.0  # score with which it was last given; or the cosine, where that was by an endpoint's vectors alone
     )
     gate: str = ""  # the latter: that endpoint
-    deep: bytes | None = None  # the vector of the second look, once it was needed
+    deep: bytes | None = None  # the vector of the second look, once there is one; see again.py
     remote: bytes | None = None  # that of an endpoint, as it is kept (remote/vectors.py)
 
     @property
@@ -63,6 +63,7 @@ class Scope:
         self.route = route
         self.model = model
         self.most = 100_000  # items
+        self.vector_bytes = 0  # of each for the second look
         self.index = Index()
         self.space: Space | None = None  # the endpoint's vectors, where there are any
         self.items: dict[bytes, Item] = {}  # by digest, the oldest first
@@ -84,7 +85,8 @@ class Scope:
 
     @property
     def held_bytes(self) -> int:
-        return SCOPE_BYTES + self._texts + sum(index.held_bytes for index in self.indexes)
+        vectors = self.vector_bytes * len(self.items) + sum(index.held_bytes for index in self.indexes)
+        return SCOPE_BYTES + self._texts + vectors
 
     @property
     def indexes(self) -> list[Index]:
@@ -129,11 +131,11 @@ class Scope:
         if self.rest is not None:
             self.rest.dropped.add(item.digest)
 
-    def nearest(self, vector: bytes, now_ns: int) -> list[tuple[Item, float]]:
+    def nearest(self, vector: bytes, now_ns: int, most: int = NEAREST) -> list[tuple[Item, float]]:
         """The few items whose questions are nearest, with their cosines; those whose time is over go."""
         while True:
             found, dead = [], False
-            for label, cosine in self.index.nearest(vector):
+            for label, cosine in self.index.nearest(vector, most):
                 item = self._rows[label] if label < len(self._rows) else self._nodes[label]
                 assert item is not None
                 if now_ns < item.dead_ns:

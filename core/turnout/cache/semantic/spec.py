@@ -42,7 +42,8 @@ class Semantic(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     ttl_s: Annotated[float, Meta(gt=0, le=30 * 86_400)] = 3600.0
     # Who may be given whose answers. `route`: all who may use the route, across tenants.
     share: Literal["key", "tenant", "route"] = "tenant"
-    # A question about the one who asks ("my order") is shared among the requests of its own key at most.
+    # A question about the one who asks ("my order") is shared among the requests of its own key at most. With `faq` that
+    # key is given from both, its own and what is shared, however it asks.
     personal: Literal["key", "share"] = "key"
     # A transformer looks at what the first look leaves open, where its package is installed (`pip install turnout[deep]`).
     deep: Literal["auto", "off"] = "auto"

@@ -12,13 +12,11 @@ score is the verifier's, from what both texts say and their local vectors: a cos
 one that the verifier was fitted to. That cosine has a bar of its own, the gate's (meters.py), behind all others.
 """
 
-import asyncio
 from collections.abc import Callable
 from random import Random
 from typing import Any
 
 import msgspec
-import numpy
 
 from ...clock import Clock
 from ...exchange import Exchange
@@ -28,6 +26,7 @@ from ..needs import Meter as Counts
 from ..policy import Policy
 from ..tier import unpack
 from . import models
+from .again import Again
 from .books import Place
 from .compare import answer_text, same_answer
 from .knowledge import Knowledge
@@ -45,7 +44,7 @@ class Asked(msgspec.Struct):
     """A request's question on its way through the cache."""
 
     place: Place
-    scope: Scope
+    scope: Scope  # where it is kept
     spec: Semantic
     text: str
     said: Any
@@ -56,10 +55,10 @@ class Asked(msgspec.Struct):
     near: Item | None = None
     cosine: float = 0.0
     others: list[tuple[Item, float]] = []  # nearly as near, which the second look may prefer
+    also: Scope | None = None  # another one whose answers it may be given
     raw: float = 0.0  # score by the first look
-    hope: float = 0.0  # the highest of that among all that are near
     score: float = 0.0  # of the look that decided, on the scale of the bar
-    vector: bytes | None = None  # of the second look
+    vector: bytes | None = None  # of the second look, as that compares it
     weight: float = 0.0  # of the label that a fresh answer gives: the hit was served, and is checked
     fresh: str | None = None  # such an answer, while it is asked once more
     verdict: bool | None = None  # what it said of the one that was served
@@ -90,7 +89,7 @@ class Lookup:
         counts: Counts,
         deep: Callable[[], Any],
     ) -> None:
-        """`deep()`: the second look (deep.py), or None where its package is not installed."""
+        """`deep()`: what the second look asks (deep.py), or None where its package is not installed."""
         self.knowledge = knowledge
         self.meters = meters
         self._memory = memory
@@ -100,9 +99,8 @@ class Lookup:
         self._rng = rng
         self._count = counts.count
         self._time = counts.time
-        self._deep = deep
+        self._again = Again(deep, clock, counts)
         self._parse = models.lexicon().parse
-        self._loop = asyncio.get_running_loop()
 
     # ---- asking
 
@@ -125,21 +123,25 @@ class Lookup:
         scope = self.knowledge.scope(place)
         scope.most = spec.max_entries
         asked = Asked(place, scope, spec, question.text, said, tenant, policy.tag(x), x, policy.endpoint)
-        found = [(item, cosine) for item, cosine in self.knowledge.nearest(scope, said.vector) if cosine >= NEAR]
+        scope.vector_bytes = self._again.kept_bytes(spec)
+        found = self._nearest(asked, question.also)
         if found:
-            (asked.near, asked.cosine), *others = found
-            asked.others = others if spec.profile == "faq" else []
-            verifier = models.verifier(spec.profile)
-            asked.raw = verifier.score(said, asked.near.said, asked.cosine)
-            self._weigh(asked, verifier)
+            (asked.near, asked.cosine), *asked.others = found
+            asked.raw = models.verifier(spec.profile).score(said, asked.near.said, asked.cosine)
+            asked.score = self._again.on_scale(spec, asked.raw)
         self._time("turnout_cache_backend_seconds", ("semantic", "look"), (self._now() - began) / 1e9)
         return asked
 
-    def _weigh(self, asked: Asked, verifier: Any) -> None:
-        """What follows from `raw` and `others`."""
-        scores = (verifier.score(asked.said, item.said, cosine) for item, cosine in asked.others)
-        asked.hope = max([asked.raw, *scores])
-        asked.score = _on_scale(verifier, asked.spec, asked.raw, self._looks_again(asked.spec))
+    def _nearest(self, asked: Asked, also: bytes) -> list[tuple[Item, float]]:
+        """The kept questions that may be meant, with their cosines, the nearest first."""
+        vector, most = asked.said.vector, self._again.candidates(asked.spec)
+        scopes = [asked.scope]
+        if also:
+            place = msgspec.structs.replace(asked.place, scope=also)
+            asked.also = self.knowledge.scope(place)
+            scopes.append(asked.also)
+        found = [pair for scope in scopes for pair in self.knowledge.nearest(scope, vector, most) if pair[1] >= NEAR]
+        return sorted(found, key=lambda pair: -pair[1])[:most] if also else found
 
     async def answer(self, x: Exchange, asked: Asked, least: float) -> Entry | None:
         """The answer that may be given, if there is one. `least`: the caller wants a cosine of at least that."""
@@ -158,7 +160,7 @@ class Lookup:
                 outcome = "least"
             elif asked.score >= bar:
                 outcome = "hit"
-            elif (preferred := await self._look_again(x, asked, item)) is None:
+            elif (preferred := await self._again.look(x, asked, item)) is None:
                 outcome = "score"
             else:
                 if preferred is not item:
@@ -187,7 +189,7 @@ class Lookup:
         if near is None or asked.cosine < least or asked.score < meter.threshold(asked.place.scope, near.number, now):
             verifier = models.verifier(asked.spec.profile)
             await beside.propose(x, asked, verifier, self._clock)
-            self._weigh(asked, verifier)
+            asked.score = self._again.on_scale(asked.spec, asked.raw)
 
     async def _behind(
         self, x: Exchange, asked: Asked, entry: Entry | None, outcome: str, least: float, now: int
@@ -210,64 +212,15 @@ class Lookup:
 
     def _meter(self, asked: Asked) -> Any:
         spec = asked.spec
-        return self.meters.of(asked.tenant, asked.place.route, spec, self._reference(spec), asked.endpoint is not None)
+        return self.meters.of(
+            asked.tenant, asked.place.route, spec, self._again.threshold(spec), asked.endpoint is not None
+        )
 
     def _served(self, asked: Asked) -> tuple[Any, float, Item | None]:
         """The meter, the score and the question of what was served, or would have been."""
         if asked.gated:
             return beside.gate_of(self.meters, asked), asked.found_cosine, asked.found
         return self._meter(asked), asked.score, asked.near
-
-    def _reference(self, spec: Semantic) -> float:
-        return float(models.verifier(spec.profile).threshold(spec.max_false_hit_rate, self._looks_again(spec)))
-
-    def _looks_again(self, spec: Semantic) -> bool:
-        return bool(spec.deep != "off" and self._deep() is not None)
-
-    async def _look_again(self, x: Exchange, asked: Asked, item: Item) -> Item | None:
-        """The score by the second look, or by the first alone where that took too long, and whose it is. None: there is no
-        second look, or it could change nothing."""
-        spec, verifier = asked.spec, models.verifier(asked.spec.profile)
-        deep = self._deep() if spec.deep != "off" else None
-        if deep is None or asked.hope < verifier.low(spec.max_false_hit_rate):
-            return None
-        began = self._now()
-        # Of one intent there are many wordings, and the static vectors do not always find the best: there the second look
-        # chooses among a few. Where the question has to be the same, that gained nothing.
-        few = [(item, asked.cosine), *asked.others]
-        looked_at: list[Asked | Item] = [asked, *(other for other, _ in few)]
-        lacking = [one for one in looked_at if _vector_of(one) is None]
-        if lacking:
-            # Who is late is not cancelled: a kept one's vector is there next time.
-            tasks = [self._loop.create_task(self._embed(deep, one)) for one in lacking]
-            await asyncio.wait(tasks, timeout=spec.deep_ms / 1e3)
-        took = self._now() - began
-        x.upstream_ns += took  # it waited for another thread: no cost of ours
-        self._time("turnout_cache_backend_seconds", ("semantic", "deep"), took / 1e9)
-        if asked.vector is None or item.deep is None:
-            # The first look alone decides, by the threshold at which it may.
-            asked.score = asked.raw + verifier.threshold(spec.max_false_hit_rate, True)
-            asked.score -= verifier.threshold(spec.max_false_hit_rate, False)
-            self._count("turnout_semantic_late_total", (asked.place.route,))
-            return item
-        mine = numpy.frombuffer(asked.vector, numpy.float32)
-        best = -1.0
-        for other, cosine in few:
-            if other.deep is not None:
-                deeply = float(mine @ numpy.frombuffer(other.deep, numpy.float32))
-                if deeply > best:
-                    best, item, asked.cosine = deeply, other, cosine
-        asked.near = item
-        asked.score = verifier.score(asked.said, item.said, asked.cosine, best)
-        return item
-
-    @staticmethod
-    async def _embed(deep: Any, one: Asked | Item) -> None:
-        vector = await deep.vector(one.said)
-        if isinstance(one, Item):
-            one.deep = vector
-        else:
-            one.vector = vector
 
     async def _entry(self, x: Exchange, asked: Asked, item: Item) -> Entry | None:
         """The answer to the kept question; without one the question goes too."""
@@ -286,7 +239,9 @@ class Lookup:
             if entry is not None:
                 self._memory.put(entry, self._now())
         if entry is None:
-            self.knowledge.scopes.remove(asked.scope, item)
+            for scope in (asked.scope, asked.also):
+                if scope is not None:
+                    self.knowledge.scopes.remove(scope, item)
             asked.near = asked.near if asked.near is not item else None
             asked.found = asked.found if asked.found is not item else None
         return entry
@@ -298,7 +253,9 @@ class Lookup:
         ask once more, to know whether the difference is more than that between any two answers to this question."""
         text = answer_text(entry.body)
         again = self._judge(asked, entry, text)
-        if entry.finish == "stop" and text:
+        # One intent has one answer: what a check brought is kept where it showed that another one was wanted.
+        spare = asked.spec.profile == "faq" and asked.weight > 0 and (again or asked.verdict is not False)
+        if entry.finish == "stop" and text and not spare:
             now, wall_ns = self._now(), self._wall()
             item = Item(
                 digest=entry.digest,
@@ -310,9 +267,9 @@ class Lookup:
                 tags=entry.tags,
                 stored_ns=wall_ns,
                 dead_ns=wall_ns + entry.fresh_ns - now,  # a stale answer is nobody else's
-                deep=asked.vector,
                 remote=asked.remote,
             )
+            self._again.keep(asked, item)
             self.knowledge.add(asked.place, asked.scope, item, entry)
             if asked.endpoint is not None and asked.remote is None:
                 self.knowledge.spawn(beside.embed_kept(self.knowledge, asked, item, entry))
@@ -345,6 +302,7 @@ class Lookup:
                 if right is False or asked.paired:
                     asked.fresh, asked.verdict = text, right
                     return True
+        asked.verdict = right
         kind = "check" if asked.weight else "miss"
         meter.label(self._wall(), score, asked.place.scope, near.number, right, asked.weight or 1.0, kind)
         self._count("turnout_semantic_labels_total", (asked.place.route, kind, _VERDICTS[right]))
@@ -371,17 +329,4 @@ class Lookup:
         return False
 
 
-def _vector_of(one: Asked | Item) -> bytes | None:
-    return one.deep if isinstance(one, Item) else one.vector
-
-
 _VERDICTS = {True: "right", False: "wrong", None: "unclear"}
-
-
-def _on_scale(verifier: Any, spec: Semantic, raw: float, looks_again: bool) -> float:
-    """A score of the first look on the scale of the meter's bar, which begins at the threshold of the last look there is.
-    Where another look follows, the first serves only what is surer than that: both share one rate."""
-    if not looks_again:
-        return raw
-    rate = spec.max_false_hit_rate
-    return float(raw + verifier.threshold(rate, True) - verifier.sure(rate))
