@@ -3,7 +3,7 @@
 from random import Random
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from support.routing import T0, S, ask, failed, served, target
@@ -31,6 +31,7 @@ def test_the_estimate_lies_among_what_was_seen(seen: list[tuple[float, float, in
     assert min(s for s, _, _ in seen) * 0.999 <= level <= max(s for s, _, _ in seen) * 1.001
 
 
+@example([(3.0, 0.0, 0), (3.0, 0.0, 1), (1.0, 0.0, 0), (1.0, 0.0, 0), (1.0, 0.0, 5)], 0)
 @given(times, st.integers(0, 1_000_000))
 def test_an_estimate_for_any_prompt_is_a_positive_time(seen: list[tuple[float, float, int]], size: int) -> None:
     latency, now = fed(seen)

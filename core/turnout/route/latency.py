@@ -124,7 +124,7 @@ class Latency:
             self._scale(FORGET, FORGET)
             again = SURPRISES - 1.0  # the newest stands for all of them
             self._age(now_ns)
-            self._add(again, again * seconds, again * seconds * seconds, again * (seconds - extra))
+            self._add(again, again * seconds, again * seconds * seconds, again * max(0.0, seconds - extra))
 
     def merge(self, n: float, x: float, p: float, pp: float, px: float, now_ns: int) -> None:
         """Add `n` answers: the sums of their seconds, sizes, squared sizes and products."""
@@ -134,8 +134,10 @@ class Latency:
         self.wp += p
         self.wpp += pp
         self.wpx += px
-        # The short memory compares targets at the size that is usual here.
-        self._add(n, x, x * x / n, x - self.slope() * (p - n * self.usual_size) if self.own > n else x)
+        # The short memory compares targets at the size that is usual here. No answer would have come before it was asked
+        # for, whatever the slope says of a large prompt that was answered fast.
+        level = max(0.0, x - self.slope() * (p - n * self.usual_size)) if self.own > n else x
+        self._add(n, x, x * x / n, level)
 
     def _age(self, now_ns: int) -> None:
         past = now_ns - self._at_ns
