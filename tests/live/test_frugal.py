@@ -199,7 +199,7 @@ def test_clients_that_mean_no_good_hardly_slow_the_others(start: Callable[..., G
     many_files()
     gateway = start(made({"a": SIM | {"ttft_ms": 2}}))
     raw = request(gateway)
-    rounds, seconds = (5, 4) if full else (2, 1)
+    rounds, seconds = 5, 4 if full else 1  # the median of five seconds: one or two may be a neighbour's
 
     def p99() -> float:
         found = []
