@@ -343,6 +343,19 @@ def first_look(world: World, text: str) -> Any:
     return world.lookup.ask(world.request(f"How can I {text}", "t"), world.policy)
 
 
+def test_as_many_are_found_in_a_snapshot_as_are_wanted(tmp_path: Path) -> None:
+    async def work() -> None:
+        await filled(tmp_path)
+        world = World(tmp_path)
+        await world.room.prepare(5.0)
+        asked = first_look(world, WORDS[5])
+        assert asked is not None and not asked.scope.loaded
+        assert len(world.room.knowledge.nearest(asked.scope, asked.said.vector, 16)) == 16  # as the second look of faq has it
+        await world.room.close()
+
+    run(work)
+
+
 @pytest.mark.parametrize("end", ["drained", "killed"])
 def test_the_first_look_after_a_restart_finds_what_was_there(tmp_path: Path, end: str) -> None:
     async def work() -> None:

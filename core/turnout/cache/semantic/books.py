@@ -12,7 +12,7 @@ from typing import Protocol
 import msgspec
 
 from ..purge import Purge
-from .scopes import Item
+from .scopes import Item, Scope
 
 FORM = 1
 
@@ -70,6 +70,10 @@ class Place(msgspec.Struct, frozen=True):
     owner: str
     route: str
     model: str
+
+
+def place_of(scope: Scope) -> Place:
+    return Place(scope.key, scope.owner, scope.route, scope.model)
 
 
 class Books(Protocol):

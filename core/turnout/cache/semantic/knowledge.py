@@ -20,7 +20,7 @@ from ..entry import Entry
 from ..purge import Purge, Purges
 from ..tier import pack
 from . import index
-from .books import Books, News, Place, Written, read, written
+from .books import Books, News, Place, Written, place_of, read, written
 from .scopes import Item, Scope, Scopes
 from .snapshot import Snapshot
 from .snapshots import Snapshots, may_hold
@@ -74,7 +74,7 @@ class Knowledge:
     def nearest(self, scope: Scope, vector: bytes, most: int = index.NEAREST) -> list[tuple[Item, float]]:
         """The few items whose questions are nearest, with their cosines."""
         if (rest := scope.rest) is not None:
-            for data in rest.nearest(vector):
+            for data in rest.nearest(vector, 2 * max(most, index.NEAREST)):
                 found = read(data, self._clock.wall_ns())
                 if found is not None and found.digest not in rest.dropped and self._take(scope, found):
                     rest.taken.add(found.digest)
@@ -128,7 +128,7 @@ class Knowledge:
     def _heard(self, what: Purge, wall_ns: int) -> None:
         self._purges.add(what, wall_ns)
         for scope in self.scopes:
-            if may_hold(_place(scope), what):
+            if may_hold(place_of(scope), what):
                 scope.rest = None
                 # Its snapshot goes whatever is left of it: another is written when the next question comes, or at the end.
                 scope.saved, scope.written = scope.changes - len(scope.items), -1
@@ -293,7 +293,7 @@ class Knowledge:
         try:
             items, changes = list(scope.items.values()), scope.changes
             pieces = self._pieces(items)
-            if await self._snapshots.write(_place(scope), len(items), scope.text_bytes, pieces, least_age_s):
+            if await self._snapshots.write(place_of(scope), len(items), scope.text_bytes, pieces, least_age_s):
                 scope.written = changes
             scope.saved = changes  # if not, another has done it, or it is not to be
         finally:
@@ -321,7 +321,3 @@ class Knowledge:
 
 def _is_large(scope: Scope) -> bool:
     return len(scope.items) > index.FLAT
-
-
-def _place(scope: Scope) -> Place:
-    return Place(scope.key, scope.owner, scope.route, scope.model)

@@ -27,7 +27,7 @@ from ..policy import Policy
 from ..tier import unpack
 from . import models
 from .again import Again
-from .books import Place
+from .books import Place, place_of
 from .compare import answer_text, same_answer
 from .knowledge import Knowledge
 from .meters import Meters
@@ -323,8 +323,7 @@ class Lookup:
                     if not good:
                         if (kept := self._memory.find(item.digest, self._now())) is not None:
                             self._memory.drop(kept)
-                        place = Place(scope.key, scope.owner, scope.route, scope.model)
-                        self.knowledge.drop(place, scope, item)
+                        self.knowledge.drop(place_of(scope), scope, item)
                     return True
         return False
 
