@@ -21,9 +21,8 @@ from .route.began import Began
 from .route.stage import Routes
 from .stream.reader import StreamReader
 from .stream.relay import Relay
-from .upstream.attempt import MAX_ERROR_BYTES, event_fault, is_json, refusal
+from .upstream.attempt import MAX_ERROR_BYTES, event_fault, is_json, refusal, told
 from .upstream.call import Call, Request
-from .wire.answer import read_answer
 from .wire.request import RequestReader
 
 T = TypeVar("T")
@@ -154,18 +153,7 @@ class Asking:
     async def ask_plain(self, x: Exchange, target: Target, attempt: Attempt) -> tuple[bytes, Call, Target]:
         """One attempt at a whole answer. Raises Fault."""
         request = self.request(x, target, attempt)
-        call = target.port.open_nowait(request) or await target.port.open(request)
-        try:
-            try:
-                body = await call.wait_whole()
-            except Fault:
-                if not call.stale:
-                    raise
-                call = await target.port.open(request)
-                body = await call.wait_whole()
-        except BaseException:
-            call.close()
-            raise
+        body, call = await target.port.whole(request)
         status = attempt.status = call.status
         attempt.first_byte_ns = call.first_byte_ns
         if not 200 <= status < 300:
@@ -173,29 +161,19 @@ class Asking:
         media_type = call.media_type
         if media_type != b"application/json" and not is_json(media_type):
             raise Fault("content_type", "the upstream answered with something other than JSON")
-        usage = self.read_answer(x, target, call, body)
+        usage = None
+        if (said := told(call, body, target.port.scrub)) is not None:
+            finish, usage = said
+            x.finish = finish or ""
+            if finish is None and x.surface.name in _ANSWERS:
+                # A provider that was cut off and closed its JSON all the same: what it says may be half of an answer. (An
+                # empty reason is Snowflake's way to say that there is one.)
+                raise Fault("bad_answer", "the upstream's answer has no finish reason", upstream_status=status)
         now = attempt.ended_ns = self.now()
         x.upstream_ns += now - attempt.started_ns
         x.first_byte_ns = call.first_byte_ns
         self.book(x, attempt, target, usage or estimate(len(x.body), len(body)))
         return body, call, target
-
-    def read_answer(self, x: Exchange, target: Target, call: Call, body: bytes) -> Usage | None:
-        """Usage and finish reason of a whole answer. Raises Fault for half a body or an error under status 200."""
-        if call.encoding not in (b"", b"identity"):
-            return None
-        try:
-            finish, error, usage = read_answer(body)
-        except ValueError:
-            raise Fault("bad_answer", "the upstream's answer is not valid JSON", upstream_status=call.status) from None
-        if error:
-            raise event_fault(msgspec.Raw(error), target.port.scrub)
-        x.finish = finish or ""
-        if finish is None and x.surface.name in _ANSWERS:
-            # A provider that was cut off and closed its JSON all the same: what it says may be half of an answer. (An
-            # empty reason is Snowflake's way to say that there is one.)
-            raise Fault("bad_answer", "the upstream's answer has no finish reason", upstream_status=call.status)
-        return usage
 
     async def ask_stream(self, x: Exchange, target: Target, attempt: Attempt) -> tuple[Relay, Target]:
         """One attempt at a stream, up to its first content token. Raises Fault."""

@@ -15,16 +15,16 @@ from .catalog import Catalog
 from .clock import Clock
 from .errors import Fault
 from .exchange import Attempt, Exchange, Surface
-from .upstream.attempt import OpenAIPort, event_fault, refusal
+from .upstream.attempt import OpenAIPort, refusal, told
 from .upstream.call import Call, Request
 from .upstream.providers.openai import AccountSpec
-from .wire.answer import read_answer
 
 if TYPE_CHECKING:
     from .cache.semantic.remote.endpoint import Endpoint, State
 
 SURFACE = Surface("embeddings", "/v1/embeddings", "/embeddings", ("input",), False, "embeddings")
 CAUSE = "embedding"  # of the ledger's row
+MOST_BYTES = 256 * 1024  # of an answer: 4096 numbers in at most 32 characters each
 
 
 class Embeddings:
@@ -114,7 +114,7 @@ class Asker:
         connect_ms = max(1, left_ns // 1_000_000)
         request = Request(path, False, [side.body], len(side.body), [], now, until_ns, until_ns, connect_ms, left_ns)
         try:
-            body, call = await self._call(port, request)
+            body, call = await port.whole(request, MOST_BYTES)
             attempt.status, attempt.first_byte_ns = call.status, call.first_byte_ns
             self._book(side, attempt, port, call, body, len(text))
             side.status = 200
@@ -134,32 +134,11 @@ class Asker:
             side.upstream_ns = side.ended_ns - now
             self._settled(side)
 
-    async def _call(self, port: OpenAIPort, request: Request) -> tuple[bytes, Call]:
-        from .cache.semantic.remote.vectors import MOST_BYTES
-
-        call = port.open_nowait(request) or await port.open(request)
-        try:
-            try:
-                return await call.wait_whole(MOST_BYTES), call
-            except Fault:
-                if not call.stale:
-                    raise
-                call = await port.open(request)
-                return await call.wait_whole(MOST_BYTES), call
-        except BaseException:
-            call.close()
-            raise
-
     def _book(self, side: Exchange, attempt: Attempt, port: OpenAIPort, call: Call, body: bytes, size: int) -> None:
         """What it cost, if it is an answer. Raises Fault."""
         if not 200 <= call.status < 300:
             raise refusal(call.status, port.scrub(body), call.media_type, call.headers, self._clock.wall_ns() / 1e9)
-        try:
-            _, error, usage = read_answer(body) if call.encoding in (b"", b"identity") else (None, b"", None)
-        except ValueError:
-            raise Fault("bad_answer", "the upstream's answer is not valid JSON", upstream_status=call.status) from None
-        if error:
-            raise event_fault(msgspec.Raw(error), port.scrub)
+        _, usage = told(call, body, port.scrub) or (None, None)
         attempt.usage = side.usage = usage or estimate(size, 0)
         if self._price is None:
             attempt.priced = False

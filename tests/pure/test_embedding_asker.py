@@ -12,6 +12,7 @@ from turnout.clock import SystemClock
 from turnout.embedding import CAUSE, Asker, Embeddings
 from turnout.errors import Fault
 from turnout.exchange import Exchange, Principal, Surface
+from turnout.upstream.attempt import OpenAIPort
 from turnout.upstream.providers.openai import OpenAISpec
 from turnout.upstream.providers.simulated import SimulatedSpec
 
@@ -39,6 +40,8 @@ class Call:
 
 
 class Port:
+    whole: Any = OpenAIPort.whole
+
     def __init__(self, *calls: Call) -> None:
         self.calls = list(calls)
         self.requests: list[Any] = []

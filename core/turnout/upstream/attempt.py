@@ -8,7 +8,8 @@ from typing import Any, Protocol
 import msgspec
 
 from ..errors import Fault
-from ..exchange import Headers
+from ..exchange import Headers, Usage
+from ..wire.answer import read_answer
 from .call import Call, Request
 from .connect import Origin
 
@@ -91,6 +92,35 @@ class OpenAIPort:
     async def open(self, request: Request) -> Call:
         """Send the request on a connection of its own. Raises Fault connect, connect_timeout or tls."""
         return await self._client.open(self._origin, self._head(request.path, request.stream), request)
+
+    async def whole(self, request: Request, most: int = 0) -> tuple[bytes, Call]:
+        """Send the request and wait for all of the answer, of at most `most` bytes. Raises the call's Fault."""
+        call = self.open_nowait(request) or await self.open(request)
+        try:
+            try:
+                return await call.wait_whole(most), call
+            except Fault:
+                if not call.stale:
+                    raise
+                call = await self.open(request)
+                return await call.wait_whole(most), call
+        except BaseException:
+            call.close()
+            raise
+
+
+def told(call: Call, body: bytes, scrub: Callable[[bytes], bytes]) -> tuple[str | None, Usage | None] | None:
+    """Finish reason and usage of a whole answer; None: it is compressed, nobody looks into it. Raises Fault for half a body
+    or an error under status 200."""
+    if call.encoding not in (b"", b"identity"):
+        return None
+    try:
+        finish, error, usage = read_answer(body)
+    except ValueError:
+        raise Fault("bad_answer", "the upstream's answer is not valid JSON", upstream_status=call.status) from None
+    if error:
+        raise event_fault(msgspec.Raw(error), scrub)
+    return finish, usage
 
 
 def is_json(media_type: bytes) -> bool:

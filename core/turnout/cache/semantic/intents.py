@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy
 
+from . import bytewise
+
 DIMENSIONS = 384
 MOST = 16  # kept questions that are looked at; 8 or 32 do about as well
 MOST_CONTENT = 15  # words; more count as that many
@@ -59,7 +61,7 @@ class Intents:
     def best(self, asked: bytes, kept: Sequence[bytes], content: int, contents: Sequence[int], of: int) -> Found:
         """`asked`: as `turned` gives it; `kept`: at least one, as `packed` gives it. `content`: how many words carry some, in
         the new question and in the kept ones. `of`: how many are kept altogether. 20 us for 16."""
-        rows = numpy.frombuffer(b"".join(kept), numpy.int8).reshape(len(kept), DIMENSIONS).astype(numpy.float32)
+        rows = bytewise.unpacked(b"".join(kept)).reshape(len(kept), DIMENSIONS)
         cosines = rows @ numpy.frombuffer(asked, numpy.float32) / numpy.sqrt((rows * rows).sum(1))
         place = int(cosines.argmax())
         words = shortness(min(content, contents[place]))
@@ -75,9 +77,8 @@ def full(triangle: Any) -> Any:
 
 
 def packed(turned: bytes) -> bytes:
-    """As a kept question keeps it: a byte a dimension, its length left open."""
-    row = numpy.frombuffer(turned, numpy.float32)
-    return bytes(numpy.rint(row * (127.0 / max(float(numpy.abs(row).max()), 1e-9))).astype(numpy.int8).tobytes())
+    """As a kept question keeps it."""
+    return bytewise.packed(numpy.frombuffer(turned, numpy.float32))
 
 
 def shortness(content: int) -> float:

@@ -11,10 +11,9 @@ from typing import Any
 import msgspec
 import numpy
 
+from ..bytewise import packed, unpacked
+
 MOST_DIMENSIONS = 4096
-# Of an answer: 4096 numbers in at most 32 characters each.
-MOST_BYTES = 256 * 1024
-_LEVELS = 127.0
 
 
 class Unfit(ValueError):
@@ -57,13 +56,12 @@ def read_vector(body: bytes, dimensions: int | None) -> bytes:
         raise Unfit("dimensions")
     if not numpy.isfinite(values).all():
         raise Unfit("nan")
-    most = float(numpy.abs(values).max())
-    if most < 1e-30:
+    if float(numpy.abs(values).max()) < 1e-30:
         raise Unfit("zero")
-    return bytes(numpy.rint(values / most * _LEVELS).astype(numpy.int8).tobytes())
+    return packed(values)
 
 
 def unit(kept: bytes) -> Any:
     """The same as float32 of length 1."""
-    values = numpy.frombuffer(kept, numpy.int8).astype(numpy.float32)
+    values = unpacked(kept)
     return values / numpy.linalg.norm(values)
