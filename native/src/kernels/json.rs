@@ -103,44 +103,18 @@ pub fn string(b: &[u8], i: usize) -> Result<(usize, bool), Malformed> {
     if b.get(stop) == Some(&b'"') {
         return Ok((stop + 1, false));
     }
-    bent_string(b, stop).map(|(end, _)| (end, true))
-}
-
-/// What is escaped in a string: nothing; only quotes and backslashes, which have to be; other characters too.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Escapes {
-    None,
-    Needed,
-    Other,
-}
-
-/// As `string`, and which escapes were met.
-#[inline]
-pub fn string_escapes(b: &[u8], i: usize) -> Result<(usize, Escapes), Malformed> {
-    let stop = string_stop(b, i);
-    if b.get(stop) == Some(&b'"') {
-        return Ok((stop + 1, Escapes::None));
-    }
-    bent_string(b, stop)
+    bent_string(b, stop).map(|end| (end, true))
 }
 
 /// The rest of a string from its first escape, or whatever else is no end of it.
-fn bent_string(b: &[u8], mut i: usize) -> Result<(usize, Escapes), Malformed> {
-    let mut escapes = Escapes::Needed;
+fn bent_string(b: &[u8], mut i: usize) -> Result<usize, Malformed> {
     loop {
         match b.get(i) {
             None => return Err(Malformed(i, "unterminated string")),
-            Some(b'"') => return Ok((i + 1, escapes)),
+            Some(b'"') => return Ok(i + 1),
             Some(b'\\') => match b.get(i + 1) {
-                Some(b'"' | b'\\') => i += 2,
-                Some(b'/' | b'b' | b'f' | b'n' | b'r' | b't') => {
-                    escapes = Escapes::Other;
-                    i += 2;
-                }
-                Some(b'u') => {
-                    escapes = Escapes::Other;
-                    i = unicode(b, i)?;
-                }
+                Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => i += 2,
+                Some(b'u') => i = unicode(b, i)?,
                 _ => return Err(Malformed(i, "bad escape")),
             },
             Some(_) => return Err(Malformed(i, "control character in string")),
