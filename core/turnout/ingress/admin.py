@@ -95,10 +95,8 @@ class Admin:
             return 200 if good else 409, b"application/json", msgspec.json.encode({"reloaded": good, **self._status()})
         if method == "GET" and path == "/admin/routes":
             names = [route.name for route in self._supervisor.loaded.config.routes]
-            reports = {
-                name: await self._supervisor.ask("explain", msgspec.to_builtins(Question(route=name))) for name in names
-            }
-            return 200, b"application/json", msgspec.json.encode({name: _by_worker(r) for name, r in reports.items()})
+            reports = {name: await self._explained(Question(route=name)) for name in names}
+            return 200, b"application/json", msgspec.json.encode(reports)
         if method == "GET" and path.startswith("/admin/routes/"):
             return await self._explain(unquote(path.removeprefix("/admin/routes/")), url.query)
         if (method, path) == ("GET", "/admin/cache"):
@@ -125,8 +123,11 @@ class Admin:
             question = msgspec.convert(fields, Question, strict=False)
         except msgspec.ValidationError as wrong:
             return _error(400, str(wrong), "bad_query")
-        reports = _by_worker(await self._supervisor.ask("explain", msgspec.to_builtins(question)))
-        return 200, b"application/json", msgspec.json.encode(reports)
+        return 200, b"application/json", msgspec.json.encode(await self._explained(question))
+
+    async def _explained(self, question: Question) -> dict[str, Any]:
+        """What every worker would do with such a request."""
+        return _by_worker(await self._supervisor.ask("explain", msgspec.to_builtins(question)))
 
     async def _purge(self, query: str) -> tuple[int, bytes, bytes]:
         """`?entry=&tag=&model=&key=&route=&tenant=&dry=`."""

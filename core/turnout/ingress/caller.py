@@ -22,6 +22,7 @@ BEAT_NS = 5_000_000_000
 # Those that are watched already are looked at every so many ticks: their limits are seconds, and there may be thousands.
 OLD_TICKS = 5
 MOST_PIECE = 32 * 1024
+CLOSE = (b"connection", b"close")
 BEAT = b": turnout is waiting for the upstream\n\n"
 
 
@@ -102,18 +103,12 @@ class ServerCaller:
 
     async def start(self, status: int, headers: Headers) -> None:
         if self._closing:
-            headers.append((b"connection", b"close"))
+            headers.append(CLOSE)
         await self._incoming.send({"type": "http.response.start", "status": status, "headers": headers})
 
     def reply_nowait(self, status: int, headers: Headers, body: bytes) -> bool:
         """A whole answer in one call, on engine native, which takes it without waiting. False: `reply` has to be awaited."""
-        if self._closing:
-            headers.append((b"connection", b"close"))
-        if self._incoming.reply(status, headers, body):
-            return True
-        if self._closing:
-            headers.pop()
-        return False
+        return self._incoming.reply(status, [*headers, CLOSE] if self._closing else headers, body)
 
     async def reply(self, status: int, headers: Headers, body: bytes) -> None:
         """A whole answer at once."""
