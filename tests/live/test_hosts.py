@@ -3,7 +3,6 @@ and a restart forgets nothing."""
 
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,13 +19,6 @@ STEADY_S = 60.0
 def providers() -> Iterator[dict[str, Server]]:
     with serving({"a": 0.03, "b": 0.15, "c": 0.3}) as servers:
         yield servers
-
-
-@pytest.fixture
-def redis(tmp_path: Path) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path).start()
-    yield server
-    server.kill()
 
 
 @pytest.fixture

@@ -47,13 +47,6 @@ def scholar() -> Iterator[Scholar]:
 
 
 @pytest.fixture
-def redis(tmp_path: Path) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path).start()
-    yield server
-    server.kill()
-
-
-@pytest.fixture
 def start(engine: str, scholar: Scholar, tmp_path: Path) -> Iterator[Callable[..., Gateway]]:
     running: list[Gateway] = []
 

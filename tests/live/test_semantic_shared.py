@@ -155,13 +155,6 @@ def test_a_kill_loses_nothing(serve: Callable[..., Gateway], scholar: Scholar) -
 
 
 @pytest.fixture
-def redis(tmp_path: Path) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path).start()
-    yield server
-    server.kill()
-
-
-@pytest.fixture
 def host(engine: str, redis: RedisServer, scholar: Scholar, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Gateway]]:
     running: list[Gateway] = []
 

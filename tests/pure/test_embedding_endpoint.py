@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from support.counts import Counts
 from turnout.cache.semantic.remote.endpoint import Endpoint, State
 from turnout.cache.semantic.remote.pause import FAILURES, FIRST_S, MOST_S, Pause
 from turnout.cache.semantic.remote.vectors import Unfit, read_vector, unit
@@ -149,16 +150,6 @@ def test_a_probe_that_comes_to_nothing_is_followed_by_another() -> None:
 
 
 # ---- who waits
-
-
-class Counts:
-    def __init__(self) -> None:
-        self.seen: dict[str, int] = {}
-
-    def count(self, family: str, labels: tuple[str, ...], by: float = 1) -> None:
-        self.seen[labels[-1]] = self.seen.get(labels[-1], 0) + 1
-
-    def time(self, family: str, labels: tuple[str, ...], seconds: float) -> None: ...
 
 
 class World:

@@ -11,6 +11,7 @@ import msgspec
 import numpy
 import pytest
 
+from support.counts import Counts
 from turnout.cache.entry import Entry
 from turnout.cache.memory import Memory
 from turnout.cache.policy import LOOKED_AT, Policy
@@ -25,16 +26,6 @@ from turnout.wire.request import RequestReader
 
 CHAT = Surface("chat", "/v1/chat/completions", "/chat/completions", ("messages",), True, "chat")
 READER = RequestReader((*LOOKED_AT, *LOOKED_AT_TOO))
-
-
-class Counts:
-    def __init__(self) -> None:
-        self.seen: dict[str, int] = {}
-
-    def count(self, family: str, labels: tuple[str, ...], by: float = 1) -> None:
-        self.seen[labels[-1]] = self.seen.get(labels[-1], 0) + 1
-
-    def time(self, family: str, labels: tuple[str, ...], seconds: float) -> None: ...
 
 
 class World:

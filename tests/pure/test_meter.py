@@ -245,14 +245,20 @@ def test_it_goes_below_the_factorys_threshold_only_when_that_is_shown_and_never_
     assert meter.threshold(SCOPE, -1, now) == pytest.approx(0.8)
 
 
-def test_a_drift_is_an_alarm_and_the_way_back_to_the_factory() -> None:
-    meter = Meter(0.01, 0.9, floor=0.6)
+def trained(*name: bytes) -> tuple[Meter, int, Random]:
+    """A meter after 9,000 good labels: the time, and what goes on drawing."""
+    meter = Meter(0.01, 0.9, *name, floor=0.6)
     rng = Random(11)
     now = T0
     for i in range(9_000):
         now += 60 * S
         meter.request(now)
         one(meter, now, rng.uniform(0.5, 1.0), rng.random() > 0.003, rng.random(), item=i)
+    return meter, now, rng
+
+
+def test_a_drift_is_an_alarm_and_the_way_back_to_the_factory() -> None:
+    meter, now, rng = trained()
     assert meter.threshold(SCOPE, -1, now) < 0.85
     assert meter.estimate(now).alarm == ""
     for i in range(300):
@@ -498,16 +504,6 @@ def test_a_restart_forgets_nothing() -> None:
 def test_a_restart_goes_on_with_its_walks(everyone: bool) -> None:
     """Bad labels before a restart and after it are as many as it takes for an alarm, and neither part is."""
 
-    def trained() -> tuple[Meter, int]:
-        meter = Meter(0.01, 0.9, b"a", floor=0.6)
-        rng = Random(11)
-        now = T0
-        for i in range(9_000):
-            now += 60 * S
-            meter.request(now)
-            one(meter, now, rng.uniform(0.5, 1.0), rng.random() > 0.003, rng.random(), item=i)
-        return meter, now
-
     def worse(meter: Meter, now: int, labels: int, begin: int) -> int:
         """So many wrong candidates below the threshold, until an alarm. How many it took."""
         for i in range(labels):
@@ -517,10 +513,10 @@ def test_a_restart_goes_on_with_its_walks(everyone: bool) -> None:
                 return i + 1
         return labels
 
-    meter, now = trained()
+    meter, now, _ = trained(b"a")
     needed = worse(meter, now, 1_000, 50_000)
     assert 4 <= needed < 1_000
-    before, now = trained()
+    before, now, _ = trained(b"a")
     assert worse(before, now, needed // 2, 50_000) == needed // 2 and not before.estimate(now).alarm
     after = Meter(0.01, 0.9, b"a", floor=0.6)
     data = before.dump(now, everyone)
